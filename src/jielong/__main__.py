@@ -1,0 +1,5 @@
+"""`python -m jielong` is the command `jielong`."""
+
+from jielong.cli import main
+
+main()

@@ -1,0 +1,168 @@
+"""Where and how we compute: device, dtype, seeds, rank. Found once, then passed; never global.
+
+This and `config` are the only modules that read the environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import resource
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from jielong.errors import UsageError, nearest
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# glibc gives blocks above 32 MiB back to the kernel at every free, so each training step pays page faults for all of
+# its activations. Keeping the pages, on huge pages where the kernel has them, is worth 10-20 % of a step on CPU.
+ALLOCATOR_SETTINGS = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_TOP_PAD_": "67108864",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a computation needs to know about its place.
+
+    dtype: the compute dtype (float32 or bfloat16); weights stay float32 and autocast does the rest.
+    rank, world_size: this process among all that train together.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Context in which matrix products run in `dtype`; does nothing for float32."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def generator(self, *names: str | int) -> torch.Generator:
+        """A CPU generator of its own for the purpose spelt by `names`: equal names give equal numbers."""
+        return torch.Generator().manual_seed(derive_seed(self.seed, *names))
+
+
+def derive_seed(seed: int, *names: str | int) -> int:
+    """A 63-bit seed for one purpose: sha256 over the seed and the names, so that purposes do not share numbers."""
+    text = "\x1f".join([str(seed), *(f"{type(name).__name__}:{name}" for name in names)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def detect(device: str = "auto", dtype: str = "auto", threads: int | None = None, seed: int = 0) -> Runtime:
+    """The runtime of this process.
+
+    device: "auto" (CUDA, else MPS, else CPU) or a torch device name. dtype: "auto" (bfloat16 where the hardware
+    multiplies it, else float32), "float32" or "bfloat16". threads: CPU threads of torch; None leaves them as they are.
+    Raises UsageError for a device that is not there or a dtype that we do not compute in.
+    """
+    found = _device(device)
+    if dtype != "auto" and dtype not in DTYPES:
+        hint = nearest(dtype, DTYPES)
+        raise UsageError(
+            f"dtype is {dtype!r}; legal are auto, float32 and bfloat16" + (f"; did you mean {hint}?" if hint else "")
+        )
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"threads is {threads}; it must be 1 or more, or left out")
+        torch.set_num_threads(threads)
+    chosen = DTYPES[dtype] if dtype != "auto" else (torch.bfloat16 if _fast_bfloat16(found) else torch.float32)
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return Runtime(device=found, dtype=chosen, seed=seed, rank=rank, world_size=world_size)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"device is {name!r}; legal are auto, cpu, cuda, cuda:0 and on, mps") from None
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"device is {name!r}; legal are auto, cpu, cuda, cuda:0 and on, mps")
+    missing_cuda = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    if missing_cuda or (device.type == "mps" and not torch.backends.mps.is_available()):
+        raise UsageError(f"device is {name!r}, but this machine has none; use auto or cpu")
+    return device
+
+
+def _fast_bfloat16(device: torch.device) -> bool:
+    """True where bfloat16 products run in hardware; emulated ones are slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    flags = _cpu_info("flags").split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _cpu_info(field: str) -> str:
+    """One field of /proc/cpuinfo (the first core's), or "" where there is no such file or field."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return ""
+    for line in path.read_text(errors="replace").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == field:
+            return value.strip()
+    return ""
+
+
+def environment(runtime: Runtime) -> dict[str, object]:
+    """What a report says about the machine: versions, processor, cores, threads, device, dtype, platform, seed."""
+    on_cuda = runtime.device.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cpu": _cpu_info("model name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "memory_bytes": _memory_bytes(),
+        "device": torch.cuda.get_device_name(runtime.device) if on_cuda else str(runtime.device),
+        "dtype": str(runtime.dtype).removeprefix("torch."),
+        "seed": runtime.seed,
+        "world_size": runtime.world_size,
+        "allocator_tuned": all(os.environ.get(key) == value for key, value in ALLOCATOR_SETTINGS.items()),
+    }
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if sys.platform != "win32" else 0
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held so far (resident set)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes
+
+
+def relaunch_with_allocator() -> None:
+    """Start this very command again, once, with malloc settings that keep memory between steps.
+
+    glibc reads them before main(), so setting them in a running process does nothing. Only on Linux with glibc; the
+    environment variable JIELONG_ALLOCATOR=0 turns it off. Settings that the user made are kept.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or os.environ.get("JIELONG_ALLOCATOR") == "0":
+        return
+    if os.environ.get("JIELONG_ALLOCATOR") == "set" or all(key in os.environ for key in ALLOCATOR_SETTINGS):
+        return
+    settings = {**ALLOCATOR_SETTINGS, **os.environ, "JIELONG_ALLOCATOR": "set"}
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, sys.orig_argv, settings)
