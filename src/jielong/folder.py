@@ -1,0 +1,56 @@
+"""A model folder with its tokenizer: the two must belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jielong.errors import ModelError
+from jielong.model.hf import load_model, read_provenance, save_model
+from jielong.model.transformer import Transformer
+from jielong.tokenizer.tokenizer import Tokenizer
+
+
+def load(folder: str | Path) -> tuple[Transformer, Tokenizer]:
+    """The model (float32, on the CPU, in eval mode) and the tokenizer of a model folder.
+
+    Raises ModelError when a file is missing or broken, or when the tokenizer is another model's.
+    """
+    model, tokenizer = load_model(folder), Tokenizer.load(folder)
+    provenance = read_provenance(folder)
+    expected = provenance.get("tokenizer_hash")
+    if expected is not None and expected != tokenizer.hash:
+        raise ModelError(
+            f"{folder}: tokenizer.json is not the one this model was trained with (hash {tokenizer.hash[:12]}, "
+            f"jielong.json names {str(expected)[:12]}); put back the tokenizer that belongs to the model"
+        )
+    _check_sizes(model, tokenizer, f"{folder}", padded=expected is None)
+    return model.eval(), tokenizer
+
+
+def save(
+    model: Transformer, tokenizer: Tokenizer, folder: str | Path, provenance: Mapping[str, Any] | None = None
+) -> None:
+    """Write a model folder. provenance goes into jielong.json, beside the version and the tokenizer's hash.
+
+    Raises ModelError when model and tokenizer differ in vocabulary size.
+    """
+    _check_sizes(model, tokenizer, f"{folder}", padded=False)
+    tokenizer.save(folder)
+    ids: dict[str, int | list[int]] = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": list(tokenizer.stop_ids),
+        "pad_token_id": tokenizer.pad_id,
+    }
+    save_model(model, folder, {**(provenance or {}), "tokenizer_hash": tokenizer.hash}, ids)
+
+
+def _check_sizes(model: Transformer, tokenizer: Tokenizer, where: str, padded: bool) -> None:
+    """padded: the embedding may have rows beyond the vocabulary, as some models of others have."""
+    size, rows = tokenizer.vocab_size, model.config.vocab_size
+    if size > rows or (size < rows and not padded):
+        raise ModelError(
+            f"{where}: the tokenizer has {size} tokens and the model {rows}; they must agree. "
+            "Use the tokenizer that the model was trained with"
+        )

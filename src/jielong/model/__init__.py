@@ -1,0 +1,1 @@
+"""The Transformer: configuration, layers, log-probabilities and the model folder."""

@@ -1,0 +1,140 @@
+"""Log-probabilities of tokens: the only place where the shift by one happens.
+
+Entry t of every result speaks about token t: log p(tokens[t] | tokens[< t]). The logits at position t - 1 tell it.
+M is the number of scored tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from jielong.model.transformer import Transformer
+
+CHUNK_BYTES = 4 * 2**20  # float32 logits made at once: on a CPU what stays in its caches
+CHUNK_BYTES_ELSEWHERE = 256 * 2**20
+KEPT_BYTES = 512 * 2**20  # probabilities kept for the backward pass; beyond this they are computed again
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """log p of each token given those before it, in nats. logits (B, T, V), tokens (B, T) -> (B, T) float32.
+
+    Entry 0 of each row is 0, for nothing tells of the first token.
+    """
+    steps = torch.log_softmax(logits[:, :-1].float() / temperature, dim=-1)
+    told = steps.gather(-1, tokens[:, 1:, None]).squeeze(-1)  # (B, T - 1)
+    return F.pad(told, (1, 0))
+
+
+def scored_logprobs(
+    model: Transformer,
+    tokens: Tensor,
+    segments: Tensor | None,
+    mask: Tensor,
+    temperature: float = 1.0,
+    entropy: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """(log-probabilities, entropies) in nats at the scored tokens, each (B, T) float32, zero where mask is False.
+
+    tokens, segments: as for Transformer. mask: (B, T) bool, True at tokens to score; never at the first token of a
+    segment nor at padding. Logits are made at scored positions alone, a chunk at a time. Gradients flow through both
+    results. entropy=False saves its cost and gives None.
+    """
+    check_mask(mask, segments)
+    hidden = model.hidden(tokens, segments)  # (B, T, D)
+    told = mask[:, 1:]
+    tellers = hidden[:, :-1][told]  # (M, D)
+    if temperature != 1.0:
+        tellers = tellers / temperature
+    autocast = torch.is_autocast_enabled(hidden.device.type)
+    dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else hidden.dtype
+    chosen, spread = _LinearLogprobs.apply(
+        tellers.to(dtype), model.unembed_weight.to(dtype), tokens[:, 1:][told], entropy
+    )
+    zeros = torch.zeros(mask.shape, device=mask.device)
+    return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, spread) if entropy else None
+
+
+class _LinearLogprobs(torch.autograd.Function):
+    """log softmax(h W^T) at one target a row, and the entropy, never holding all logits in float32.
+
+    hidden (M, D) and weight (V, D) in the compute dtype, targets (M,) int64 -> (M,) float32, (M,) float32 or None.
+    With z = h W^T and p = softmax(z): d log p[y] / dz = onehot(y) - p, and d entropy / dz = -p (log p + entropy).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        num_rows, vocab_size = hidden.shape[0], weight.shape[0]
+        logprobs = torch.empty(num_rows, dtype=torch.float32, device=hidden.device)
+        spread = torch.empty_like(logprobs) if entropy else None
+        keep = any(ctx.needs_input_grad) and num_rows * vocab_size * hidden.element_size() <= KEPT_BYTES
+        kept = hidden.new_empty(num_rows, vocab_size) if keep else None
+        for rows in _chunks(num_rows, vocab_size, hidden.device):
+            logits, probabilities, normaliser = _distribution(hidden[rows], weight)
+            logprobs[rows] = (logits.gather(1, targets[rows, None]) - normaliser).squeeze(1)
+            if kept is not None:
+                kept[rows] = probabilities
+            if spread is not None:
+                spread[rows] = normaliser.squeeze(1) - (probabilities * logits).sum(dim=1)
+        ctx.save_for_backward(hidden, weight, targets, logprobs, spread, kept)
+        ctx.set_materialize_grads(False)
+        return logprobs, spread
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_logprobs: Tensor | None, d_spread: Tensor | None) -> tuple[Tensor, Tensor, None, None]:
+        hidden, weight, targets, logprobs, spread, kept = ctx.saved_tensors
+        d_logprobs = torch.zeros_like(logprobs) if d_logprobs is None else d_logprobs
+        d_hidden = torch.empty_like(hidden)
+        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        for rows in _chunks(hidden.shape[0], weight.shape[0], hidden.device):
+            outer, chosen = d_logprobs[rows, None], targets[rows, None]
+            if kept is not None and d_spread is None:
+                d_logits = kept[rows] * -outer.to(hidden.dtype)
+            else:
+                logits, probabilities, normaliser = _distribution(hidden[rows], weight)
+                factor = -outer
+                if d_spread is not None:
+                    factor = factor - d_spread[rows, None] * (logits - normaliser + spread[rows, None])
+                d_logits = probabilities.mul_(factor).to(hidden.dtype)
+            # 1 - p from the log-probability: in bfloat16 a p near 1 is 1, and the token would teach nothing more.
+            at_target = -torch.expm1(logprobs[rows, None]) * outer
+            if d_spread is not None:
+                at_target -= logprobs[rows, None].exp() * d_spread[rows, None] * (logprobs + spread)[rows, None]
+            d_logits.scatter_(1, chosen, at_target.to(hidden.dtype))
+            d_hidden[rows] = d_logits @ weight
+            d_weight += d_logits.t() @ hidden[rows]
+        return d_hidden, d_weight.to(weight.dtype), None, None
+
+
+def _distribution(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (m, V), probabilities (m, V) and log-normaliser (m, 1) of a chunk, all float32."""
+    logits = F.linear(hidden, weight).float()
+    probabilities = torch.softmax(logits, dim=1)
+    # logsumexp z = max z - log max p. torch.logsumexp would take twice as long as the softmax did.
+    return logits, probabilities, logits.amax(dim=1, keepdim=True) - probabilities.amax(dim=1, keepdim=True).log()
+
+
+def _chunks(num_rows: int, vocab_size: int, device: torch.device) -> Iterator[slice]:
+    step = max(1, (CHUNK_BYTES if device.type == "cpu" else CHUNK_BYTES_ELSEWHERE) // (4 * vocab_size))
+    return (slice(start, start + step) for start in range(0, num_rows, step))
+
+
+def check_mask(mask: Tensor, segments: Tensor | None) -> None:
+    """Assert that no first token of a row or segment and no padding is scored: nothing tells of those."""
+    assert not bool(mask[:, 0].any()), "the mask scores the first token of a row"
+    if segments is not None:
+        unscorable = (segments[:, 1:] != segments[:, :-1]) | (segments[:, 1:] == 0)
+        assert not bool((mask[:, 1:] & unscorable).any()), "the mask scores the first token of a segment, or padding"
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of values where mask is True, a scalar; 0 when it is True nowhere. Both (B, T)."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)

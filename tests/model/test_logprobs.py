@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jielong.model import logprobs as module
+from jielong.model.logprobs import check_mask, masked_mean, scored_logprobs, token_logprobs
+from jielong.model.transformer import Transformer
+
+SEGMENTS = torch.tensor([[1] * 9 + [2] * 12 + [0] * 3, [1] * 24, [1] * 2 + [2] * 2 + [3] * 20])
+
+
+def make_mask() -> Tensor:
+    mask = torch.rand(3, 24, generator=torch.Generator().manual_seed(1)) < 0.6
+    mask[:, 0] = False
+    mask[:, 1:] &= (SEGMENTS[:, 1:] == SEGMENTS[:, :-1]) & (SEGMENTS[:, 1:] != 0)
+    return mask
+
+
+def slow(model: Transformer, tokens: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """All logits, one cross entropy a token, and the entropy from its definition."""
+    logits = model(tokens, SEGMENTS)[:, :-1].float() / temperature
+    losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(3, 23)
+    spread = torch.distributions.Categorical(logits=logits).entropy()
+    return F.pad(-losses, (1, 0)) * mask, F.pad(spread, (1, 0)) * mask
+
+
+def test_token_logprobs_by_hand() -> None:
+    # Two equal logits, then odds 1 : 3. Entry t tells of token t by the logits at t - 1; the last logits tell of none.
+    logits = torch.tensor([[[0.0, 0.0], [0.0, math.log(3)], [5.0, -5.0]]])
+    found = token_logprobs(logits, torch.tensor([[1, 0, 1]]))
+    torch.testing.assert_close(found, torch.tensor([[0.0, math.log(0.5), math.log(0.75)]]))
+    half = token_logprobs(logits, torch.tensor([[1, 0, 0]]), temperature=0.5)  # odds 1 : 9
+    torch.testing.assert_close(half, torch.tensor([[0.0, math.log(0.5), math.log(0.1)]]))
+
+
+def test_token_logprobs_equal_cross_entropy(build, tokens: Tensor) -> None:  # type: ignore[no-untyped-def]
+    logits = build()(tokens)
+    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(3, 23)
+    torch.testing.assert_close(token_logprobs(logits, tokens)[:, 1:], -losses)
+    assert not token_logprobs(logits, tokens)[:, 0].any()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kept_bytes", [0, 2**20])  # probabilities computed again, or kept
+@pytest.mark.parametrize("weight_of_entropy", [0.0, 0.7])
+def test_scored_logprobs_values_and_gradients(
+    build, tokens: Tensor, tied: bool, kept_bytes: int, weight_of_entropy: float, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(module, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 61 * 4 * 5)  # five rows a chunk; the number of rows is no multiple
+    model: Transformer = build(tied=tied)
+    mask = make_mask()
+    upstream = torch.randn(2, 3, 24, generator=torch.Generator().manual_seed(2))
+
+    def backward(pair: tuple[Tensor, Tensor | None]) -> dict[str, Tensor]:
+        model.zero_grad()
+        total = (pair[0] * upstream[0]).sum()
+        if weight_of_entropy and pair[1] is not None:
+            total = total + weight_of_entropy * (pair[1] * upstream[1]).sum()
+        total.backward()
+        return {
+            name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+        }
+
+    expected, found = slow(model, tokens, mask, 1.3), scored_logprobs(model, tokens, SEGMENTS, mask, 1.3)
+    assert found[1] is not None and found[0].dtype == torch.float32
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-5)
+    slow_gradients, fast_gradients = backward(expected), backward(found)
+    assert slow_gradients.keys() == fast_gradients.keys()
+    for name, gradient in slow_gradients.items():
+        torch.testing.assert_close(fast_gradients[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_entropy_is_left_out_when_not_asked_for(build, tokens: Tensor) -> None:  # type: ignore[no-untyped-def]
+    model: Transformer = build()
+    with_entropy, _ = scored_logprobs(model, tokens, SEGMENTS, make_mask())
+    without, nothing = scored_logprobs(model, tokens, SEGMENTS, make_mask(), entropy=False)
+    assert nothing is None and torch.equal(with_entropy, without)
+
+
+def test_nothing_scored(build, tokens: Tensor) -> None:  # type: ignore[no-untyped-def]
+    found, entropy = scored_logprobs(build(), tokens, None, torch.zeros(3, 24, dtype=torch.bool))
+    found.sum().backward()
+    assert entropy is not None and not found.any() and not entropy.any()
+
+
+def test_certain_tokens_still_teach_in_bfloat16(build) -> None:  # type: ignore[no-untyped-def]
+    """At p = 0.9999 a bfloat16 probability is 1; the gradient 1 - p must not become 0."""
+    hidden = torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.tensor([[9.25], [0.0]], dtype=torch.bfloat16, requires_grad=True)
+    logprob, _ = module._LinearLogprobs.apply(hidden, weight, torch.tensor([0]), False)
+    logprob.sum().backward()
+    missing = 1 / (1 + math.exp(9.25))  # 1 - p
+    assert weight.grad[0].item() == pytest.approx(missing, rel=0.01)
+    assert weight.grad[1].item() == pytest.approx(-missing, rel=0.01)
+
+
+def test_very_unlikely_token_has_a_finite_logprob() -> None:
+    weight = torch.tensor([[200.0], [0.0]])
+    logprob, entropy = module._LinearLogprobs.apply(torch.ones(1, 1), weight, torch.tensor([1]), True)
+    assert logprob.item() == -200.0 and entropy.item() == 0.0
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_mask_of_unscorable_tokens_is_refused(row: int) -> None:
+    good = make_mask()
+    check_mask(good, SEGMENTS)
+    for place in [(row, 0), (0, 9), (0, 21), (0, 23), (2, 4)]:  # first of the row, first of a segment, padding
+        bad = good.clone()
+        bad[place] = True
+        with pytest.raises(AssertionError, match="the mask scores"):
+            check_mask(bad, SEGMENTS)
+
+
+def test_masked_mean() -> None:
+    values = torch.tensor([[1.0, 2.0, 30.0]])
+    assert masked_mean(values, torch.tensor([[True, True, False]])).item() == 1.5
+    assert masked_mean(values, torch.tensor([[False, False, False]])).item() == 0.0

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from jielong import runtime as module
+from jielong.errors import UsageError
+from jielong.runtime import ALLOCATOR_SETTINGS, Runtime, derive_seed, detect, environment, peak_memory_bytes
+
+CPU = torch.device("cpu")
+
+
+def test_seeds_differ_by_seed_names_order_and_type() -> None:
+    seeds = [
+        derive_seed(0), derive_seed(1), derive_seed(0, "a"), derive_seed(0, "a", "b"), derive_seed(0, "b", "a"),
+        derive_seed(0, "ab"), derive_seed(0, 1), derive_seed(0, "1"), derive_seed(0, 11), derive_seed(0, 1, 1),
+    ]  # fmt: skip
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derive_seed(0, "a", 3) == derive_seed(0, "a", 3)
+
+
+def test_seed_is_the_same_in_every_process() -> None:
+    code = "from jielong.runtime import derive_seed; print(derive_seed(7, 'pretrain', 3))"
+    environment = {**os.environ, "PYTHONHASHSEED": "123", "PYTHONPATH": os.pathsep.join(sys.path)}
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert int(told.stdout) == derive_seed(7, "pretrain", 3)
+
+
+def test_generators_are_apart() -> None:
+    runtime = Runtime(CPU, torch.float32, seed=3)
+    first, again = (torch.rand(4, generator=runtime.generator("weights")) for _ in range(2))
+    other = torch.rand(4, generator=runtime.generator("data"))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_autocast() -> None:
+    x = torch.ones(2, 2)
+    with Runtime(CPU, torch.bfloat16).autocast():
+        assert (x @ x).dtype == torch.bfloat16
+    with Runtime(CPU, torch.float32).autocast():
+        assert (x @ x).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("avx2 avx512f", torch.float32), ("avx512f avx512_bf16", torch.bfloat16), ("amx_bf16", torch.bfloat16)],
+)
+def test_dtype_follows_the_processor(flags: str, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_cpu_info", lambda field: flags)
+    assert detect(device="cpu").dtype == expected
+    assert detect(device="cpu", dtype="float32").dtype == torch.float32
+
+
+def test_rank_comes_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    found = detect(device="cpu", seed=9)
+    assert (found.rank, found.world_size, found.seed) == (2, 4, 9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"device": "gpu"}, "device is 'gpu'; legal are auto, cpu"),
+        ({"device": "cuda:99"}, "this machine has none"),
+        ({"device": "meta"}, "device is 'meta'"),
+        ({"dtype": "bfloat"}, "did you mean bfloat16"),
+        ({"dtype": "float64"}, "legal are auto, float32 and bfloat16"),
+        ({"threads": 0}, "threads is 0"),
+    ],
+)
+def test_wrong_settings_are_told(settings: dict[str, str], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        detect(**{"device": "cpu", **settings})  # type: ignore[arg-type]
+
+
+def test_environment_says_what_a_report_needs() -> None:
+    told = environment(Runtime(CPU, torch.bfloat16, seed=5))
+    assert told["torch"] == torch.__version__ and told["dtype"] == "bfloat16" and told["seed"] == 5
+    assert told["device"] == "cpu" and told["cores"] == os.cpu_count() and told["cpu"]
+
+
+def test_peak_memory_counts_bytes() -> None:
+    before = peak_memory_bytes()
+    block = torch.ones(before // 4 + 25_000_000)  # more than the process has ever held
+    assert 2**20 < before < block.nbytes < peak_memory_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
+@pytest.mark.parametrize("switch", ["0", "1"])
+def test_relaunch_happens_once_and_can_be_turned_off(switch: str) -> None:
+    code = (
+        "import os, sys; from jielong.runtime import relaunch_with_allocator as go; print('start', flush=True); go();"
+        "print(os.environ.get('MALLOC_TOP_PAD_'), os.environ.get('GLIBC_TUNABLES'), sys.argv[1:])"
+    )
+    given = {key: value for key, value in os.environ.items() if key not in ALLOCATOR_SETTINGS}
+    given |= {"JIELONG_ALLOCATOR": switch, "MALLOC_TOP_PAD_": "4096", "PYTHONPATH": os.pathsep.join(sys.path)}
+    told = subprocess.run([sys.executable, "-c", code, "a b"], capture_output=True, text=True, check=True, env=given)
+    tuned = "None" if switch == "0" else ALLOCATOR_SETTINGS["GLIBC_TUNABLES"]
+    assert told.stdout.split("\n")[-2] == f"4096 {tuned} ['a b']"  # the user's own setting is kept
+    assert told.stdout.count("start") == (1 if switch == "0" else 2)
