@@ -1,0 +1,140 @@
+"""The three types that carry token rows from the data to the objectives.
+
+Alignment rule, for every per-token tensor here: entry t speaks about token t. There is no shifted targets tensor and
+no sentinel; the shift by one happens in `model/logprobs.py`. Padding is always on the right and has segment 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+def _check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless `tensor` has this dtype and shape. Reads no values, so it costs no device sync."""
+    if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, must be {dtype} {shape}")
+
+
+def _matrix_shape(name: str, tensor: Tensor) -> tuple[int, ...]:
+    """The shape of a (rows, tokens) tensor; raises ValueError for any other rank."""
+    if tensor.dim() != 2:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, must be (rows, tokens)")
+    return tuple(tensor.shape)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows to learn from.
+
+    tokens: (B, T) int64, the truth. mask: (B, T) bool, which tokens are scored; never the first token of a segment,
+    never padding. segments: (B, T) int32, 0 = padding, k = k-th document of the row; attention stays inside a segment.
+    num_units: what the loss is averaged over; for a language model mask.sum().
+    Raises ValueError when shapes or dtypes are wrong.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    segments: Tensor
+    num_units: int
+
+    def __post_init__(self) -> None:
+        shape = _matrix_shape("tokens", self.tokens)
+        _check("tokens", self.tokens, torch.int64, shape)
+        _check("mask", self.mask, torch.bool, shape)
+        _check("segments", self.segments, torch.int32, shape)
+        if self.num_units < 0:
+            raise ValueError(f"num_units is {self.num_units}, must not be negative")
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on `device`."""
+        return replace(
+            self, tokens=self.tokens.to(device), mask=self.mask.to(device), segments=self.segments.to(device)
+        )
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Replies to compare: R rows (prompt + reply), each run once, and M decided pairs among them.
+
+    tokens: (R, T) int64. segments: (R, T) int32, 1 = real, 0 = padding. ends: (R,) int64, index of the last real token,
+    where the score is read. pairs: (M, 2) int64, row numbers (better, worse). weights: (M,) float32, such that each
+    prompt weighs one in all. num_units: number of prompts. Raises ValueError when shapes or dtypes are wrong.
+    """
+
+    tokens: Tensor
+    segments: Tensor
+    ends: Tensor
+    pairs: Tensor
+    weights: Tensor
+    num_units: int
+
+    def __post_init__(self) -> None:
+        shape = _matrix_shape("tokens", self.tokens)
+        num_pairs = self.pairs.shape[0]
+        _check("tokens", self.tokens, torch.int64, shape)
+        _check("segments", self.segments, torch.int32, shape)
+        _check("ends", self.ends, torch.int64, shape[:1])
+        _check("pairs", self.pairs, torch.int64, (num_pairs, 2))
+        _check("weights", self.weights, torch.float32, (num_pairs,))
+        if self.num_units < 0:
+            raise ValueError(f"num_units is {self.num_units}, must not be negative")
+
+    def to(self, device: torch.device | str) -> PairBatch:
+        """The same batch with its tensors on `device`."""
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            segments=self.segments.to(device),
+            ends=self.ends.to(device),
+            pairs=self.pairs.to(device),
+            weights=self.weights.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Replies sampled from the policy, with all that PPO needs to know about each of their tokens.
+
+    tokens: (B, T) int64. mask: (B, T) bool, tokens the policy chose. segments: (B, T) int32, 1 = real, 0 = padding.
+    logprobs, ref_logprobs: (B, T) float32, nats, under the sampling policy and under the reference.
+    values, rewards, advantages, returns: (B, T) float32. The last six are zero where mask is False.
+    num_units: scored tokens, mask.sum(). Raises ValueError when shapes or dtypes are wrong.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    segments: Tensor
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    rewards: Tensor
+    advantages: Tensor
+    returns: Tensor
+    num_units: int
+
+    def __post_init__(self) -> None:
+        shape = _matrix_shape("tokens", self.tokens)
+        _check("tokens", self.tokens, torch.int64, shape)
+        _check("mask", self.mask, torch.bool, shape)
+        _check("segments", self.segments, torch.int32, shape)
+        for name, tensor in self._tensors().items():
+            if name not in ("tokens", "mask", "segments"):
+                _check(name, tensor, torch.float32, shape)
+        if self.num_units < 0:
+            raise ValueError(f"num_units is {self.num_units}, must not be negative")
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {field.name: self.__dict__[field.name] for field in fields(self) if field.name != "num_units"}
+
+    def rows(self, index: Tensor | slice) -> Rollout:
+        """The rows picked by `index` ((n,) int64 or a slice) as a rollout of their own, num_units counted anew."""
+        picked = {name: tensor[index] for name, tensor in self._tensors().items()}
+        return Rollout(**picked, num_units=int(picked["mask"].sum()))
+
+    def to(self, device: torch.device | str) -> Rollout:
+        """The same rollout with its tensors on `device`."""
+        moved = {name: tensor.to(device) for name, tensor in self._tensors().items()}
+        return Rollout(**moved, num_units=self.num_units)
