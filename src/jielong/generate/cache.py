@@ -1,0 +1,71 @@
+"""Keys and values of the tokens a batch has already read, in memory allocated once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jielong.model.config import ModelConfig
+
+
+class KeyValueCache:
+    """Implements `model.attention.Cache`: one buffer a layer for keys and one for values, (B, K, capacity, H).
+
+    Row b holds `lengths[b]` tokens. What lies at or beyond that position is zero, or left over from padding or from a
+    finished row: attention never looks there, and the next token of the row overwrites it. To read n tokens a row needs
+    a capacity of n.
+    """
+
+    def __init__(
+        self, config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (batch, config.num_kv_heads, capacity, config.head_size)
+        self.capacity = capacity
+        self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)  # (B,)
+        # Zeros, not empty: an unseen position has weight 0 in attention, and 0 * NaN would still be NaN.
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.decoder_layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.decoder_layers)]
+        self._longest = 0  # no row holds more; kept on the host so that no step has to ask the device
+        self._num_written = 0  # T of the last update
+        self._slots: Tensor | None = None  # where the tokens of this forward go; the same for all layers
+
+    def num_keys(self, num_new: int) -> int:
+        """S, the number of key positions that `update` returns when each row adds num_new tokens."""
+        return min(self._longest + num_new, self.capacity)
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write T new tokens a row at lengths[b] .. lengths[b] + T - 1 and return what there is to attend to.
+
+        keys, values: (B, K, T, H). Returns both as (B, K, S, H), S = num_keys(T), views into the buffers.
+        lengths stay as they are until `advance`; every layer of one forward writes to the same places.
+        """
+        num_rows, num_heads, num_new, head_size = keys.shape
+        if self._slots is None or self._num_written != num_new:
+            self._slots, self._num_written = self._places(num_rows, num_heads, num_new), num_new
+        self.keys[layer].view(-1, head_size).index_copy_(0, self._slots, keys.reshape(-1, head_size))
+        self.values[layer].view(-1, head_size).index_copy_(0, self._slots, values.reshape(-1, head_size))
+        end = self.num_keys(num_new)
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def _places(self, num_rows: int, num_heads: int, num_new: int) -> Tensor:
+        """(B * K * T,) rows of a buffer seen as (B * K * capacity, H)."""
+        device = self.lengths.device
+        first = torch.arange(num_rows * num_heads, device=device).view(num_rows, num_heads, 1) * self.capacity
+        positions = self.lengths[:, None, None] + torch.arange(num_new, device=device)  # (B, 1, T)
+        # Beyond the capacity lies the next row. Only padding may get there, and it may never reach another row's keys.
+        positions.clamp_(max=self.capacity - 1)
+        return (first + positions).reshape(-1)
+
+    def advance(self, num_new: Tensor) -> None:
+        """Count num_new[b] (B,) int64 of the tokens just written as read by row b; the rest were padding."""
+        self.lengths = self.lengths + num_new
+        self._longest = self.num_keys(self._num_written)
+        self._slots = None
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows (B',) int64, in this order."""
+        self.lengths = self.lengths[rows]
+        self.keys = [buffer[rows] for buffer in self.keys]
+        self.values = [buffer[rows] for buffer in self.values]
+        self._longest = int(self.lengths.max()) if len(rows) else 0
+        self._slots = None
