@@ -1,0 +1,107 @@
+"""Who learns in PPO, from what, and what a checkpoint between two iterations must hold."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+
+from jielong.align.kl import KLController, build_controller
+from jielong.align.reward import RewardModel
+from jielong.align.rollout import Actors, weights_hash
+from jielong.align.settings import PPOConfig
+from jielong.errors import CheckpointError, TrainingError
+from jielong.model.transformer import Transformer
+from jielong.tokenizer.tokenizer import Tokenizer
+from jielong.train.optim import OptimizerConfig, build_optimizer
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The actors and what makes them learn."""
+
+    actors: Actors
+    policy_optimizer: torch.optim.Optimizer
+    critic_optimizer: torch.optim.Optimizer
+    kl: KLController
+    frozen_hashes: dict[str, str]  # of the models that must not change: "reference", "reward"
+
+    @property
+    def models(self) -> dict[str, torch.nn.Module]:
+        """What a checkpoint holds, by name."""
+        return {"policy": self.actors.policy, "critic": self.actors.critic}
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """What a checkpoint holds, by name."""
+        return {"policy": self.policy_optimizer, "critic": self.critic_optimizer}
+
+
+def build_learner(policy: Transformer, reward: RewardModel, tokenizer: Tokenizer, config: PPOConfig) -> Learner:
+    """A learner from the SFT model and its reward model.
+
+    The policy is trained in place; the reference is a frozen copy of it as it is now, the critic starts as the reward
+    model. To go on from a checkpoint, build from the same two model folders, load the weights, then `restore`.
+    """
+    reference = copy.deepcopy(policy).eval().requires_grad_(False)
+    reward.model.eval().requires_grad_(False)
+    actors = Actors(policy, reward.critic(), reference, reward, tokenizer)
+    hashes = {"reference": weights_hash(reference), "reward": weights_hash(reward.model)}
+    return assemble(actors, config, hashes)
+
+
+def assemble(actors: Actors, config: PPOConfig, frozen_hashes: dict[str, str]) -> Learner:
+    """A learner of given actors. Adam's epsilon is 1e-5: the usual 1e-8 makes the first steps too large."""
+    optimizers = [
+        build_optimizer(model, OptimizerConfig(rate, weight_decay=0.0, beta2=0.999, eps=1e-5))
+        for model, rate in ((actors.policy, config.learning_rate), (actors.critic, config.critic_learning_rate))
+    ]
+    controller = build_controller(config.kl_coefficient, config.target_kl, config.kl_horizon_episodes)
+    return Learner(actors, optimizers[0], optimizers[1], controller, frozen_hashes)
+
+
+def checkpoint_state(learner: Learner, iteration: int) -> dict[str, object]:
+    """What to store beside weights and optimizers after `iteration` iterations: plain JSON.
+
+    Raises TrainingError when the reference or the reward model is not what it was.
+    """
+    check_frozen(learner)
+    reward = learner.actors.reward
+    normalisation = {"gain": reward.gain, "bias": reward.bias} if isinstance(reward, RewardModel) else {}
+    return {
+        "iteration": iteration,
+        "kl_coefficient": learner.kl.coefficient,
+        "reward": normalisation,
+        "hashes": learner.frozen_hashes,
+    }
+
+
+def restore(learner: Learner, state: dict[str, object]) -> int:
+    """Take up the KL coefficient of a checkpoint; returns the iteration to go on with.
+
+    Raises CheckpointError when the checkpoint was made with another reference or reward model.
+    """
+    reward = learner.actors.reward
+    normalisation = {"gain": reward.gain, "bias": reward.bias} if isinstance(reward, RewardModel) else {}
+    for what, stored, now in (
+        ("reference and reward weights", state["hashes"], learner.frozen_hashes),
+        ("reward normalisation", state["reward"], normalisation),
+    ):
+        if stored != now:
+            raise CheckpointError(
+                f"this PPO checkpoint was made with other {what}: {stored}, now {now}. "
+                "Go on with the SFT and reward models it began with, or remove the checkpoint to start again"
+            )
+    learner.kl.coefficient = float(str(state["kl_coefficient"]))
+    return int(str(state["iteration"]))
+
+
+def check_frozen(learner: Learner) -> None:
+    """Raises TrainingError when the reference or the reward model has changed since the learner was built."""
+    models: dict[str, torch.nn.Module] = {"reference": learner.actors.reference}
+    if isinstance(learner.actors.reward, RewardModel):
+        models["reward"] = learner.actors.reward.model
+    for name, model in models.items():
+        if name in learner.frozen_hashes and weights_hash(model) != learner.frozen_hashes[name]:
+            raise TrainingError(f"the weights of the {name} changed during PPO; they must be frozen")

@@ -1,0 +1,254 @@
+"""Rollouts: replies sampled from the policy, scored, and turned into what PPO learns from.
+
+Rows hold one document each and padding stands at the right, so causal attention alone hides it: every forward pass here
+and in `ppo` goes without segments, which needs no mask. Entry t of every (B, T) tensor speaks about token t.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from jielong.align.advantages import explained_variance, gae, token_rewards, whiten
+from jielong.align.kl import k1, k3
+from jielong.align.reward import pad_rows
+from jielong.align.settings import PPOConfig
+from jielong.data.batch import Rollout
+from jielong.errors import TrainingError, UsageError
+from jielong.generate.engine import Completion, Engine
+from jielong.model.logprobs import masked_mean, scored_logprobs
+from jielong.model.transformer import Transformer
+from jielong.runtime import Runtime, derive_seed
+from jielong.tokenizer.tokenizer import Tokenizer
+
+# |engine - trainer| in nats: the largest in float32, the mean in bfloat16 (single tokens may be off by tenths there).
+LARGEST_GAP_FLOAT32 = 1e-4
+MEAN_GAP_BFLOAT16 = 0.05
+KL_ALARM_NATS = -0.1  # a KL is not negative; a mean below this has a cause other than sampling noise
+
+
+class Scorer(Protocol):
+    """What rollouts need of a reward model."""
+
+    def score(self, tokens: Tensor, segments: Tensor | None, ends: Tensor) -> Tensor:
+        """(R,) float32 from tokens (R, T) and the index (R,) of each row's last real token."""
+        ...
+
+
+@dataclass(frozen=True)
+class Actors:
+    """Who takes part: the policy and the critic learn, the reference and the reward model do not."""
+
+    policy: Transformer
+    critic: Transformer
+    reference: Transformer
+    reward: Scorer
+    tokenizer: Tokenizer
+
+
+def values_before(model: Transformer, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
+    """The critic's value of the state in which each token was chosen: (B, T) float32.
+
+    x[:, t] = scalar[:, t - 1], for the state before token t is the text up to t - 1; x[:, 0] = 0. This is the critic's
+    twin of the shift in `model/logprobs.py`: entry t speaks about token t.
+    """
+    scalar = model(tokens, segments).float()
+    return torch.cat([torch.zeros_like(scalar[:, :1]), scalar[:, :-1]], dim=1)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """sha256 over the names and bytes of all weights: equal for equal models only."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fitting_prompts(prompts: Sequence[list[int]], max_length: int, max_new_tokens: int) -> tuple[list[list[int]], int]:
+    """(prompts that leave room for a whole reply, number of those that do not). Raises UsageError when none does."""
+    kept = [prompt for prompt in prompts if len(prompt) + max_new_tokens <= max_length]
+    if not kept:
+        raise UsageError(
+            f"none of {len(prompts)} prompts leaves room for a reply of {max_new_tokens} tokens in a context of "
+            f"{max_length}; lower max_new_tokens or shorten the prompts"
+        )
+    return kept, len(prompts) - len(kept)
+
+
+def iteration_prompts(num_prompts: int, episodes: int, seed: int, iteration: int) -> list[int]:
+    """Indices of the prompts of an iteration: a window of an endless row of permutations, a pure function."""
+    indices: list[int] = []
+    place = iteration * episodes
+    while len(indices) < episodes:
+        epoch, start = divmod(place + len(indices), num_prompts)
+        generator = torch.Generator().manual_seed(derive_seed(seed, "prompts", epoch))
+        indices.extend(torch.randperm(num_prompts, generator=generator)[start:].tolist())
+    return indices[:episodes]
+
+
+def lay_out(completions: Sequence[Completion], pad_id: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows from ids as they were sampled, never from text.
+
+    Returns tokens (B, T) int64, mask (B, T) bool (the reply with its stop token, nothing after it), segments (B, T)
+    int32 and ends (B,) int64, the index of each reply's last token.
+    """
+    tokens, segments, ends = pad_rows([[*each.prompt, *each.tokens] for each in completions], pad_id)
+    starts = torch.tensor([len(each.prompt) for each in completions])
+    mask = (torch.arange(tokens.shape[1]) >= starts[:, None]) & (segments > 0)
+    return tokens, mask, segments, ends
+
+
+def trim(rollout: Rollout) -> Rollout:
+    """The rollout without the columns that are padding in all rows."""
+    length = int((rollout.segments > 0).sum(dim=1).max())
+    if length == rollout.tokens.shape[1]:
+        return rollout
+    kept = {name: value[:, :length] for name, value in rollout.__dict__.items() if name != "num_units"}
+    return Rollout(**kept, num_units=rollout.num_units)
+
+
+def minibatch_rows(num_rows: int, config: PPOConfig) -> Iterator[list[slice]]:
+    """The row ranges of each minibatch, one for every forward pass; rollout and update cut alike."""
+    for first in range(0, num_rows, config.minibatch_rows):
+        last = min(first + config.minibatch_rows, num_rows)
+        cuts = range(first, last, config.micro_rows)
+        yield [slice(cut, min(cut + config.micro_rows, last)) for cut in cuts]
+
+
+@dataclass
+class _Read:
+    """What the four models say about the rows, each on the CPU or the device of the models."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    scores: Tensor  # (B,)
+
+
+@torch.no_grad()
+def _read(actors: Actors, tokens: Tensor, mask: Tensor, ends: Tensor, config: PPOConfig) -> _Read:
+    """One pass of each model over the rows, in the very micro-batches in which the first update will see them.
+
+    Log-probabilities are a pass of the training code, not the engine's: ratios then start at exactly 1.
+    """
+    empty = torch.zeros(tokens.shape, device=tokens.device)
+    found = _Read(empty, empty.clone(), empty.clone(), empty.clone(), torch.zeros(len(tokens), device=tokens.device))
+    for rows in (rows for minibatch in minibatch_rows(len(tokens), config) for rows in minibatch):
+        length = int(ends[rows].max()) + 1
+        shown, scored = tokens[rows, :length], mask[rows, :length]
+        logprobs, entropy = scored_logprobs(actors.policy, shown, None, scored, config.temperature)
+        assert entropy is not None
+        found.logprobs[rows, :length], found.entropy[rows, :length] = logprobs, entropy
+        # The same call as the policy's, entropy included: equal weights must give equal bits.
+        reference, _ = scored_logprobs(actors.reference, shown, None, scored, config.temperature)
+        found.ref_logprobs[rows, :length] = reference
+        values = values_before(actors.critic, shown)
+        found.values[rows, :length] = torch.where(scored, values, 0.0)
+        found.scores[rows] = actors.reward.score(shown, None, ends[rows]).float()
+    return found
+
+
+def final_scores(scores: Tensor, ended: Tensor, missing_eos_score: float | None) -> Tensor:
+    """(B,) scores, those of replies that did not end their turn REPLACED by missing_eos_score (None: left alone).
+
+    ended: (B,) bool, by the reply's own last token; a stop token in the prompt does not count.
+    """
+    return scores if missing_eos_score is None else torch.where(ended, scores, missing_eos_score)
+
+
+def engine_gap(completions: Sequence[Completion], logprobs: Tensor, mask: Tensor) -> tuple[float, float]:
+    """(largest, mean) |engine's - trainer's| log-probability of the sampled tokens, nats."""
+    sampled = torch.tensor([value for each in completions for value in each.logprobs], device=logprobs.device)
+    gap = (sampled - logprobs[mask]).abs()
+    return float(gap.max()), float(gap.mean())
+
+
+def check_gap(largest: float, mean: float, dtype: torch.dtype) -> None:
+    """Raises TrainingError when what the engine sampled from is not what the trainer computes."""
+    float32 = dtype == torch.float32
+    gap, limit = (largest, LARGEST_GAP_FLOAT32) if float32 else (mean, MEAN_GAP_BFLOAT16)
+    if not gap <= limit:
+        kind = "at most" if float32 else "mean"
+        raise TrainingError(
+            f"the engine's and the trainer's log-probabilities differ by {gap:.2g} nats ({kind}); legal is {limit:g} "
+            f"in {dtype}. Replies come from another distribution than the one that is trained"
+        )
+
+
+def collect(
+    actors: Actors, prompts: Sequence[list[int]], config: PPOConfig, kl_coefficient: float, seed: int, runtime: Runtime
+) -> tuple[Rollout, dict[str, float], list[Completion]]:
+    """One reply to each prompt, and the rollout made of them.
+
+    prompts: ids that end where the reply begins. kl_coefficient: beta, reward a nat. seed: of the sampling; the result
+    is a function of it, the prompts and the weights. Advantages are whitened over the whole rollout, returns are not.
+    Returns (rollout on the runtime's device, figures, completions). Raises TrainingError when a score is not finite or
+    the engine's log-probabilities are not the trainer's.
+    """
+    completions = Engine(actors.policy, actors.tokenizer, runtime).generate(
+        prompts,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        seed=seed,
+        batch_rows=len(prompts),
+    )
+    tokens, mask, segments, ends = (part.to(runtime.device) for part in lay_out(completions, actors.tokenizer.pad_id))
+    with runtime.autocast():
+        read = _read(actors, tokens, mask, ends, config)
+    largest, mean = engine_gap(completions, read.logprobs, mask)
+    check_gap(largest, mean, runtime.dtype)
+    end_id = actors.tokenizer.end_id
+    ended = torch.tensor([each.tokens[-1] == end_id for each in completions], device=runtime.device)
+    scores = final_scores(read.scores, ended, config.missing_eos_score)
+    if not bool(torch.isfinite(scores).all()):
+        raise TrainingError("a reward is not finite; look at the reward model")
+    rewards = token_rewards(scores, ends, k1(read.logprobs, read.ref_logprobs), mask, kl_coefficient)
+    advantages, returns = gae(rewards, read.values, mask, discount=config.discount, smoothing=config.smoothing)
+    rollout = Rollout(
+        tokens=tokens,
+        mask=mask,
+        segments=segments,
+        logprobs=read.logprobs,
+        ref_logprobs=read.ref_logprobs,
+        values=read.values,
+        rewards=rewards,
+        advantages=whiten(advantages, mask),
+        returns=returns,
+        num_units=int(mask.sum()),
+    )
+    figures = {
+        "proxy_reward": float(read.scores.mean()),
+        "proxy_reward_final": float(scores.mean()),
+        "ended_rate": float(ended.float().mean()),
+        "entropy_nats": float(masked_mean(read.entropy, mask)),
+        "engine_gap_largest_nats": largest,
+        "engine_gap_mean_nats": mean,
+        **rollout_figures(rollout),
+    }
+    return rollout, figures, completions
+
+
+def rollout_figures(rollout: Rollout) -> dict[str, float]:
+    """Figures over scored tokens only: the same with any amount of padding."""
+    mask, episodes = rollout.mask, len(rollout.tokens)
+    kl = k1(rollout.logprobs, rollout.ref_logprobs)
+    per_reply = float((kl * mask).sum()) / episodes
+    low_variance = k3(rollout.logprobs, rollout.ref_logprobs)
+    return {
+        "kl_nats_per_reply": per_reply,
+        "kl_nats_per_token": float(masked_mean(kl, mask)),
+        "kl_k3_nats_per_reply": float((low_variance * mask).sum()) / episodes,
+        "kl_alarm": float(per_reply < KL_ALARM_NATS),
+        "reward_per_reply": float((rollout.rewards * mask).sum()) / episodes,
+        "reply_tokens": float(mask.sum()) / episodes,
+        "value_mean": float(masked_mean(rollout.values, mask)),
+        "return_mean": float(masked_mean(rollout.returns, mask)),
+        "explained_variance": explained_variance(rollout.values, rollout.returns, mask),
+    }

@@ -1,0 +1,74 @@
+"""The settings of PPO, with the habits of the field as defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jielong.errors import UsageError
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Everything that `optimise` needs to know. An iteration is one rollout and the updates made from it.
+
+    There is deliberately no top_p, no top_k and no repetition penalty: the log-probabilities that PPO compares are of
+    the whole distribution at `temperature`, and a cut one would bias every ratio. There is no dropout either.
+    Raises UsageError naming the field, its value and what is legal.
+    """
+
+    num_iterations: int  # a choice, so it has no default
+    rollout_rows: int = 64  # replies (episodes) an iteration
+    max_new_tokens: int = 48  # longest reply, its end token included
+    temperature: float = 1.0  # of sampling, and of every log-probability in rollout and update
+    # Reward.
+    kl_coefficient: float = 0.05  # beta, reward a nat; its first value when target_kl is set
+    target_kl: float | None = None  # nats a reply; None holds the coefficient still
+    kl_horizon_episodes: int = 10000  # episodes in which the adaptive coefficient moves by up to a fifth
+    missing_eos_score: float | None = -1.0  # REPLACES the score of a reply that does not end its turn; None: off
+    discount: float = 1.0  # gamma
+    smoothing: float = 0.95  # lambda of GAE
+    # Update.
+    inner_epochs: int = 1  # passes over a rollout
+    minibatch_rows: int = 32  # rows an optimizer step
+    micro_batch_rows: int = 32  # most rows a forward pass, to bound memory; changes no gradient
+    clip: float = 0.2  # of the probability ratio
+    value_clip: float = 0.2  # of the value's move away from the rollout's value
+    inner_kl_limit: float | None = 0.05  # nats a token from the rollout's policy; 1.5 times it ends the update
+    learning_rate: float = 1e-4  # of the policy
+    critic_learning_rate: float = 3e-4
+    warmup_iterations: int = 5  # both rates rise linearly, then fall linearly; at most num_iterations of them
+    final_fraction: float = 0.1  # of the rates, at the last iteration
+    critic_warmup_iterations: int = 0  # first iterations, in which only the critic learns
+    gradient_clip: float = 1.0
+    pretraining_coefficient: float = 0.0  # PPO-ptx: weight of the mean next-token loss on pre-training rows
+
+    def __post_init__(self) -> None:
+        counts = (
+            "num_iterations",
+            "rollout_rows",
+            "max_new_tokens",
+            "inner_epochs",
+            "minibatch_rows",
+            "micro_batch_rows",
+        )
+        for name in (*counts, "kl_horizon_episodes"):
+            _require(self, name, "1 or more", self.__dict__[name] >= 1)
+        for name in ("temperature", "clip", "value_clip", "learning_rate", "critic_learning_rate", "gradient_clip"):
+            _require(self, name, "above 0", self.__dict__[name] > 0)
+        for name in ("kl_coefficient", "pretraining_coefficient", "warmup_iterations", "critic_warmup_iterations"):
+            _require(self, name, "0 or more", self.__dict__[name] >= 0)
+        for name in ("discount", "smoothing", "final_fraction"):
+            _require(self, name, "between 0 and 1", 0 <= self.__dict__[name] <= 1)
+        for name in ("target_kl", "inner_kl_limit"):
+            value = self.__dict__[name]
+            _require(self, name, "above 0, or left out", value is None or value > 0)
+
+    @property
+    def micro_rows(self) -> int:
+        """Rows of one forward pass in rollout and update alike, so that both do the same arithmetic."""
+        return min(self.micro_batch_rows, self.minibatch_rows)
+
+
+def _require(config: PPOConfig, name: str, legal: str, holds: bool) -> None:
+    if not holds:
+        raise UsageError(f"PPO setting {name} is {config.__dict__[name]!r}; it must be {legal}")

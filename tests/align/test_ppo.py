@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from jielong.align.learner import Learner, assemble, build_learner, checkpoint_state, restore, weights_hash
+from jielong.align.ppo import optimise, policy_loss, update, with_pretraining
+from jielong.align.reward import RewardModel
+from jielong.align.rollout import Actors, collect, iteration_prompts, minibatch_rows, values_before
+from jielong.align.settings import PPOConfig
+from jielong.data.batch import Batch
+from jielong.model.transformer import Transformer
+from jielong.runtime import Runtime
+from jielong.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from jielong.train.objectives import next_token
+
+MakeLearner = Callable[..., Learner]
+CONFIG = PPOConfig(
+    num_iterations=4,
+    rollout_rows=8,
+    max_new_tokens=6,
+    target_kl=0.5,
+    kl_horizon_episodes=50,
+    minibatch_rows=4,
+    micro_batch_rows=4,
+    inner_epochs=2,
+    learning_rate=1e-2,
+    critic_learning_rate=1e-2,
+    warmup_iterations=1,
+    inner_kl_limit=None,
+)
+
+
+def test_prompts_of_an_iteration_cover_the_epochs() -> None:
+    drawn = [iteration_prompts(10, 4, seed=3, iteration=i) for i in range(5)]
+    flat = [index for each in drawn for index in each]
+    assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10)) and flat[:10] != flat[10:]
+    assert iteration_prompts(10, 4, 3, 3) == drawn[3] != iteration_prompts(10, 4, 4, 3)
+    assert len(iteration_prompts(3, 8, 0, 1)) == 8
+
+
+def test_rollout_and_update_cut_rows_alike() -> None:
+    config = dataclasses.replace(CONFIG, minibatch_rows=5, micro_batch_rows=2)
+    cuts = [[(cut.start, cut.stop) for cut in cuts] for cuts in minibatch_rows(8, config)]
+    assert cuts == [[(0, 2), (2, 4), (4, 5)], [(5, 7), (7, 8)]]
+
+
+def test_a_value_speaks_about_the_state_before_its_token(make_model: Callable[..., Transformer]) -> None:
+    critic = make_model("scalar", scale=8.0)
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    with torch.no_grad():
+        values = values_before(critic, tokens)[0]
+        prefixes = [float(critic(tokens[:, :t])[0, -1]) for t in (1, 2, 3)]
+    assert values.tolist() == pytest.approx([0.0, *prefixes], abs=1e-5)
+
+
+def test_each_iteration_samples_anew(make_learner: MakeLearner, runtime: Runtime) -> None:
+    config = dataclasses.replace(CONFIG, num_iterations=3, critic_warmup_iterations=3)
+    runs = [stats.completions for stats in optimise(make_learner(config), [[1]], config, runtime)]
+    replies = {tuple(tuple(each.tokens) for each in run) for run in runs}
+    assert len(replies) == 3, "the same prompt and the same policy, and still other replies"
+
+
+def test_resumed_is_bit_equal_to_uninterrupted(
+    make_learner: MakeLearner, prompts: list[list[int]], runtime: Runtime, tmp_path: Path
+) -> None:
+    whole = make_learner(CONFIG)
+    figures = [stats.figures for stats in optimise(whole, prompts, CONFIG, runtime)]
+
+    first = make_learner(CONFIG)
+    for stats in optimise(first, prompts, CONFIG, runtime):
+        if stats.iteration == 2:
+            state = checkpoint_state(first, stats.iteration)
+            save_checkpoint(tmp_path, stats.iteration, first.models, first.optimizers, state)
+            break
+    second = make_learner(CONFIG)
+    torch.manual_seed(99)  # whatever state the new process is in
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    _, state = load_checkpoint(found, second.models, second.optimizers)
+    start = restore(second, state)
+    rest = [stats.figures for stats in optimise(second, prompts, CONFIG, runtime, start=start)]
+    assert start == 2 and len(rest) == 2
+    for name in ("policy", "critic"):
+        assert weights_hash(second.models[name]) == weights_hash(whole.models[name])
+    clock = ("seconds", "rollout_seconds", "episodes_per_second")
+    for expected, got in zip(figures[2:], rest, strict=True):
+        assert {k: v for k, v in got.items() if k not in clock} == {k: v for k, v in expected.items() if k not in clock}
+    assert second.kl.coefficient == whole.kl.coefficient != 0.05
+
+
+def test_another_seed_is_another_run(make_learner: MakeLearner, prompts: list[list[int]], runtime: Runtime) -> None:
+    hashes = set()
+    for seed in (1, 1, 2):
+        learner = make_learner(CONFIG)
+        for _ in optimise(learner, prompts, CONFIG, dataclasses.replace(runtime, seed=seed)):
+            pass
+        hashes.add(weights_hash(learner.actors.policy))
+    assert len(hashes) == 2
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(1e-9, 2.0), (1e9, 6.0)])
+def test_44_inner_epochs_end_when_the_policy_has_moved_too_far(
+    make_learner: MakeLearner, prompts: list[list[int]], runtime: Runtime, limit: float, steps: float
+) -> None:
+    config = dataclasses.replace(CONFIG, inner_kl_limit=limit, inner_epochs=3)
+    learner = make_learner(config)
+    rollout, _, _ = collect(learner.actors, (prompts * 2)[:8], config, 0.05, 3, runtime)
+    figures = update(learner, rollout, config, runtime, 0)
+    # The first minibatch never stops (its KL is 0); the second sees the move that the first made.
+    assert figures["update_steps"] == steps and figures["stopped_early"] == float(limit < 1)
+
+
+def test_45_pretraining_term_is_added_as_a_mean(
+    make_learner: MakeLearner, prompts: list[list[int]], runtime: Runtime
+) -> None:
+    learner = make_learner(CONFIG)
+    rollout, _, _ = collect(learner.actors, prompts, CONFIG, 0.05, 3, runtime)
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    mask[:, 0] = False
+    text = Batch(torch.randint(9, (2, 5)), mask, torch.ones(2, 5, dtype=torch.int32), 8)
+    policy, plain = learner.actors.policy, policy_loss(CONFIG)
+
+    def gradient(loss: torch.Tensor) -> torch.Tensor:
+        return torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(policy.parameters()))])
+
+    ppo = gradient(plain(policy, rollout)[0] / rollout.num_units)
+    likelihood = gradient(next_token(policy, text)[0] / 8)
+    parts = [rollout.rows(slice(0, 2)), rollout.rows(slice(2, 6))]
+    for coefficient in (0.0, 2.0):
+        mixed = with_pretraining(plain, text, coefficient)
+        total = sum(gradient(mixed(policy, part)[0] / rollout.num_units) for part in parts)
+        assert torch.allclose(total, ppo + coefficient * likelihood, atol=1e-5)
+    figures = update(
+        learner, rollout, dataclasses.replace(CONFIG, pretraining_coefficient=2.0), runtime, 0, pretraining=text
+    )
+    assert figures["pretraining_loss_nats"] > 0
+
+
+def test_bfloat16_keeps_ratios_at_one(make_learner: MakeLearner, prompts: list[list[int]]) -> None:
+    """Item 37: the rollout's log-probabilities come from the very arithmetic of the update, in low precision too."""
+    runtime = Runtime(torch.device("cpu"), torch.bfloat16, seed=7)
+    config = dataclasses.replace(CONFIG, num_iterations=2, minibatch_rows=8, micro_batch_rows=3, inner_epochs=1)
+    learner = make_learner(config)
+    for stats in optimise(learner, prompts, config, runtime):
+        assert stats.figures["approx_kl"] == 0.0
+        assert 0 < stats.figures["engine_gap_mean_nats"] < 0.05
+
+
+def test_build_learner_from_a_policy_and_a_reward_model(
+    make_model: Callable[..., Transformer], make_learner: MakeLearner, prompts: list[list[int]], runtime: Runtime
+) -> None:
+    policy, reward = make_model(seed=1, scale=8.0), RewardModel(make_model("scalar", seed=2), gain=2.0, bias=-0.5)
+    learner = build_learner(policy, reward, make_learner(CONFIG).actors.tokenizer, CONFIG)
+    assert learner.actors.policy is policy and learner.actors.reference is not policy
+    assert torch.equal(learner.actors.critic.score.weight, 2.0 * reward.model.score.weight)
+    assert set(learner.frozen_hashes) == {"reference", "reward"}
+    state = checkpoint_state(learner, 0)
+    assert state["reward"] == {"gain": 2.0, "bias": -0.5}
+    for _ in optimise(learner, prompts, CONFIG, runtime):
+        pass
+    assert not any(weight.requires_grad for weight in reward.model.parameters())
+
+
+def test_the_policy_learns_to_please(make_learner: MakeLearner, prompts: list[list[int]], runtime: Runtime) -> None:
+    """Several tokens, ragged replies: more of token 3, and replies that end."""
+    sizes = dict(rollout_rows=48, minibatch_rows=24, micro_batch_rows=24, inner_epochs=2)
+    config = dataclasses.replace(
+        CONFIG, num_iterations=15, target_kl=None, kl_coefficient=0.01, missing_eos_score=-3.0, **sizes
+    )
+    learner = assemble(make_learner(config).actors, config, {})
+    assert isinstance(learner.actors, Actors)
+    runs = [stats.figures for stats in optimise(learner, prompts, config, runtime)]
+    assert runs[-1]["proxy_reward_final"] > runs[0]["proxy_reward_final"] + 1.0
+    assert runs[-1]["kl_nats_per_reply"] > 0.1
