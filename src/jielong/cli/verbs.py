@@ -1,0 +1,295 @@
+"""The verbs. Imports that bring torch stand inside the verbs, so that `jielong --help` answers at once."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jielong import __version__
+from jielong.config import wants_traceback
+from jielong.errors import JielongError, UsageError
+
+app = typer.Typer(
+    name="jielong",
+    help="From raw text to an aligned chat on one machine.\n\n"
+    "Start with:  jielong run recipes/quickstart.toml   then   jielong chat runs/quickstart",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, or a run folder: its last model.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as run.seed=1. Repeatable.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print figures as JSON on stdout.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+SeedOption = Annotated[int, typer.Option(help="Equal seeds, equal texts.")]
+
+
+def console() -> Console:
+    return Console(highlight=False)
+
+
+def messages() -> Console:
+    """What is said beside the result goes to stderr, so that stdout can be piped."""
+    return Console(stderr=True, highlight=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"jielong {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    epilog="Examples:  jielong run recipes/quickstart.toml  ·  "
+    "jielong run recipes/novels-chat.toml --set data.root=../data --set run.seed=1 --out runs/novels-1  ·  "
+    "jielong run my.toml --until pretrain"
+)
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="The recipe to run.")],
+    out: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME when left out.")] = None,
+    overrides: SetOption = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="The last stage to run.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while running.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a recipe: every stage in order. Finished stages are skipped, a stopped one goes on where it was."""
+    from jielong.recipe import parse_recipe
+    from jielong.runtime import relaunch_with_allocator
+
+    parsed = parse_recipe(recipe, overrides or [])  # a wrong recipe is told before anything else is loaded
+    relaunch_with_allocator()
+    from jielong.stages.pipeline import run_recipe
+
+    folder = out or Path("runs") / parsed.run.name
+    try:
+        report = run_recipe(recipe, out, overrides or [], until, quiet)
+    except KeyboardInterrupt:
+        messages().print(f"stopped; the same command goes on from {_stopped_at(folder)}", markup=False)
+        raise typer.Exit(1) from None
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False, indent=1))
+    elif not quiet:
+        _print_report(report, folder)
+
+
+def _stopped_at(folder: Path) -> str:
+    """ "step 400 of pretrain": what a run of the same command will start with."""
+    from jielong.train.checkpoint import latest_checkpoint
+
+    for stage in sorted(folder.glob("[0-9][0-9]-*")):
+        if not (stage / "DONE").exists():
+            checkpoint = latest_checkpoint(stage / "checkpoints")
+            step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+            return f"step {step} of {stage.name[3:]}"
+    return "step 0"
+
+
+def _print_report(report: dict[str, Any], folder: Path) -> None:
+    from jielong.log import format_seconds
+    from jielong.report.verdicts import verdicts
+
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for name, stage in report["stages"].items():
+        table.add_row(name, format_seconds(stage["seconds"]), "")
+        for rule, passed, shown in verdicts(stage["kind"], stage["figures"]):
+            mark = {True: "[green]✓[/green]", False: "[red]✗[/red]", None: " "}[passed]
+            table.add_row("", "", f"{mark} {rule}: {shown}")
+    console().print(table)
+    console().print(f"report: {folder / 'report.html'}\nchat:   jielong chat {folder}", markup=False)
+
+
+@app.command(
+    epilog="Examples:  jielong plan recipes/quickstart.toml  ·  jielong plan recipes/gpt2-124m.toml --price 2.50  ·  "
+    "jielong plan jie-124m --tokens 2.5e9 --vocab-size 50257 --context 1024"
+)
+def plan(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE.toml|PRESET", help="A recipe file or a preset's name.")],
+    overrides: SetOption = None,
+    flops: Annotated[
+        float | None,
+        typer.Option(metavar="FLOP/S", help="Speed to plan for; default: this machine, probed."),
+    ] = None,
+    price: Annotated[float | None, typer.Option(help="Price of the machine an hour, for the cost.")] = None,
+    tokens: Annotated[float, typer.Option(help="With a preset: tokens to train on.")] = 1e8,
+    vocab_size: Annotated[int, typer.Option(help="With a preset: size of the vocabulary.")] = 4096,
+    context: Annotated[int, typer.Option(help="With a preset: tokens a row.")] = 512,
+    as_json: JsonOption = False,
+) -> None:
+    """What a recipe or a preset will cost: parameters, FLOPs, memory, hours, money, before anything runs."""
+    from jielong.recipe import parse_recipe
+    from jielong.recipe.costing import format_plan, plan_preset, plan_recipe
+    from jielong.runtime import detect
+
+    if recipe.endswith(".toml") or os.sep in recipe:
+        parsed = parse_recipe(recipe, overrides or [])
+        runtime = detect(parsed.run.device, parsed.run.dtype, parsed.run.threads, parsed.run.seed)
+        found = plan_recipe(parsed, runtime, flops)
+    else:
+        if overrides:
+            raise UsageError("--set is for recipes; with a preset use --tokens, --vocab-size and --context")
+        found = plan_preset(recipe, detect(), vocab_size=vocab_size, context_tokens=context, tokens=tokens, flops=flops)
+    if price is not None:
+        found["price"] = found["totals"]["seconds"] / 3600 * price
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False, indent=1))
+    else:
+        console().print(format_plan(found))
+
+
+def _engine(model: str, device: str, seed: int) -> tuple[Any, Any]:
+    """The engine over a model, and how the model was found; its provenance is told on stderr."""
+    from jielong.cli.models import find_model
+    from jielong.folder import load
+    from jielong.generate.engine import Engine
+    from jielong.log import format_count
+    from jielong.model.hf import read_provenance
+    from jielong.runtime import detect
+
+    found = find_model(model)
+    say = messages()
+    if found.note:
+        say.print(found.note, style="dim", markup=False, soft_wrap=True)
+    runtime = detect(device, "float32", None, seed)
+    network, tokenizer = load(found.folder)
+    provenance = read_provenance(found.folder)
+    number = format_count(sum(p.numel() for p in network.parameters()))
+    origin = [provenance[key] for key in ("kind",) if provenance.get(key)]
+    parent = [f"from {provenance['parent']}"] if provenance.get("parent") else []
+    facts = ", ".join([f"{number} parameters", f"context {network.config.max_length} tokens", *origin, *parent])
+    say.print(f"model: {found.folder} ({facts})", markup=False, soft_wrap=True)
+    if provenance.get("kind") == "pretrain":
+        say.print("a base model: it continues text and has not learned to answer", style="yellow")
+    return Engine(network.to(runtime.device), tokenizer, runtime), found
+
+
+@app.command(
+    epilog="Examples:  jielong chat runs/quickstart  ·  jielong chat runs/quickstart/04-sft/model --temperature 0  ·  "
+    "echo 'What is 12 + 30?' | jielong chat runs/quickstart"
+)
+def chat(
+    model: ModelArgument,
+    system: Annotated[str, typer.Option(help="A system message to start with.")] = "",
+    max_new_tokens: Annotated[int, typer.Option("-n", "--max-new-tokens", min=1, help="Longest reply.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.7,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Talk with a model in the terminal. /help lists the commands; without a terminal, one turn a line from stdin."""
+    from jielong.cli.chat import Conversation, talk
+
+    engine, _ = _engine(model, device, seed)
+    conversation = Conversation(engine, max_new_tokens, temperature, seed)
+    conversation.reset(system)
+    talk(conversation, messages())
+
+
+@app.command(
+    epilog="Examples:  jielong complete runs/quickstart/03-pretrain 'Once upon a' -n 40  ·  "
+    "jielong complete runs/quickstart 'The capital of' -k 10 -n 0"
+)
+def complete(
+    model: ModelArgument,
+    text: Annotated[str, typer.Argument(help="The beginning of a document.")],
+    top: Annotated[int, typer.Option("-k", "--top", min=0, help="Show the k likeliest next tokens.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option("-n", "--max-new-tokens", min=0, help="Most new tokens.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Continue a text; -k shows what the model expects next, with probabilities."""
+    engine, found = _engine(model, device, seed)
+    top_tokens = engine.top_tokens(text, top) if top else []
+    if as_json:
+        made = engine.generate([text], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)[0]
+        record = {
+            "model": str(found.folder),
+            "text": made.text,
+            "tokens": made.tokens,
+            "logprobs_nats": made.logprobs,
+            "finish_reason": made.finish_reason,
+            "top": [{"text": piece, "id": token, "probability": p} for piece, token, p in top_tokens],
+        }
+        print(json.dumps(record, ensure_ascii=False))
+        return
+    for piece, token, probability in top_tokens:
+        bar = "█" * round(30 * probability)
+        console().print(f"{100 * probability:6.2f} %  {piece!r:<16} {token:>6}  {bar}", markup=False)
+    if max_new_tokens:
+        sys.stdout.write(text)
+        for piece in engine.stream(text, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        print()
+
+
+@app.command(
+    epilog="Examples:  jielong evaluate runs/quickstart  ·  "
+    "jielong evaluate runs/quickstart/04-sft --tasks arithmetic,translation --questions 50 --json"
+)
+def evaluate(
+    model: ModelArgument,
+    tasks: Annotated[str, typer.Option(help="Names with commas between; all when left out.")] = "",
+    questions: Annotated[int, typer.Option(min=1, help="Held-out questions a task.")] = 100,
+    max_new_tokens: Annotated[int, typer.Option("-n", "--max-new-tokens", min=1, help="Longest reply.")] = 64,
+    world_seed: Annotated[
+        int | None, typer.Option(help="Seed of the world to ask about; known for a model inside its run folder.")
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """The task table of a model: exact match on held-out questions of the built-in world, with 95 % intervals."""
+    from jielong.cli.tasks import print_table, task_table
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    engine, found = _engine(model, device, 0)
+    table = task_table(engine, found, names, questions, max_new_tokens, world_seed, messages())
+    if as_json:
+        record = {"model": str(found.folder), "questions_per_task": questions, "tasks": table}
+        print(json.dumps(record, ensure_ascii=False))
+    else:
+        print_table(table, console())
+
+
+def main() -> None:
+    """The command `jielong`. Errors meant for the user become one message and an exit code; the rest are our bugs."""
+    try:
+        app()
+    except JielongError as error:
+        if wants_traceback():
+            raise
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        if wants_traceback() or error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+            raise
+        _fail(f"{error.filename or 'writing'}: {error.strerror}; finished stages are kept, the same command goes on", 1)
+
+
+def _fail(text: str, exit_code: int) -> None:
+    say = messages()
+    for number, line in enumerate(text.splitlines()):
+        say.print("error:" if number == 0 else "      ", style="bold red", end=" ")
+        say.print(line, markup=False, soft_wrap=True)
+    sys.exit(exit_code)

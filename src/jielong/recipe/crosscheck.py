@@ -1,0 +1,135 @@
+"""Do the stages of a recipe fit each other? Checked before the first one runs."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from jielong.errors import RecipeError, nearest
+
+if TYPE_CHECKING:
+    from jielong.recipe.recipe import Recipe, Stage
+
+# kind -> the kinds that must stand somewhere before it
+NEEDS = {
+    "curate": (),
+    "tokenizer": ("curate",),
+    "pretrain": ("curate", "tokenizer"),
+    "sft": ("pretrain",),
+    "reward": ("sft",),
+    "ppo": ("sft", "reward"),
+    "evaluate": ("pretrain",),
+}
+STAGE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def crosscheck(recipe: Recipe, where: str) -> None:
+    """Raises RecipeError for stages that do not fit: order, missing inputs, sources, settings without effect."""
+    if not recipe.stages:
+        raise RecipeError(f"{where}: has no stage; add one, for example [curate] (kinds: {', '.join(NEEDS)})")
+    if not RUN_NAME.fullmatch(recipe.run.name):
+        raise RecipeError(
+            f"{where} [run]: name = {recipe.run.name!r} must be usable as a folder (letters, digits . _ -)"
+        )
+    for index, stage in enumerate(recipe.stages):
+        here = f"{where} [{stage.name}]"
+        if not STAGE_NAME.fullmatch(stage.name):
+            raise RecipeError(f"{here}: a stage's name must be letters, digits, _ or - (it names a folder)")
+        _check_order(stage, recipe.stages[:index], recipe.stages[index + 1 :], here)
+    _check_sources(recipe, where)
+    _check_world(recipe, where)
+    _check_lengths(recipe, where)
+
+
+def _check_order(stage: Stage, before: tuple[Stage, ...], after: tuple[Stage, ...], here: str) -> None:
+    earlier = {other.kind for other in before}
+    needs = NEEDS[stage.kind]
+    if stage.kind == "sft" and stage.settings.model is not None:
+        if "pretrain" in earlier:
+            raise RecipeError(
+                f"{here}: model = {stage.settings.model!r} would leave the pretrained model before it without effect; "
+                "delete model or the pretrain stage"
+            )
+        needs = ()
+    if stage.kind == "evaluate" and "sft" in earlier:
+        needs = ()
+    for kind in needs:
+        if kind in earlier:
+            continue
+        later = next((other.name for other in after if other.kind == kind), None)
+        where_it_is = f"[{later}] stands after it; move it up" if later else f"there is none; add [{kind}]"
+        instead = " or set model to a model folder" if stage.kind == "sft" else ""
+        raise RecipeError(f"{here}: kind {stage.kind} needs a stage of kind {kind} before it; {where_it_is}{instead}")
+
+
+def _check_sources(recipe: Recipe, where: str) -> None:
+    """Every named source exists, every source is named by a stage."""
+    declared = list(recipe.data.sources)
+    if "world" in declared:
+        raise RecipeError(f"{where} [data.sources.world]: world means the built-in corpus; choose another name")
+    legal = ["world", *declared]
+    for stage in recipe.stages:
+        for name in _sources(stage):
+            if name not in legal:
+                guess = nearest(name, legal)
+                hint = f"; did you mean '{guess}'?" if guess else ""
+                raise RecipeError(
+                    f"{where} [{stage.name}]: sources names '{name}', which is neither \"world\" nor a table "
+                    f"[data.sources.{name}]{hint} (legal: {', '.join(legal)})"
+                )
+        if "sources" in type(stage.settings).model_fields and not _sources(stage):
+            raise RecipeError(f"{where} [{stage.name}]: sources is empty; name one or more of {', '.join(legal)}")
+    used = {name for stage in recipe.stages for name in _sources(stage)}
+    for name in declared:
+        if name not in used:
+            raise RecipeError(f"{where} [data.sources.{name}]: no stage names it in its sources, so it has no effect")
+
+
+def _sources(stage: Stage) -> tuple[str, ...]:
+    return stage.settings.sources if "sources" in type(stage.settings).model_fields else ()
+
+
+def _check_world(recipe: Recipe, where: str) -> None:
+    """The world's amounts are set where they are needed, and only there."""
+    curates_world = any(stage.kind == "curate" and "world" in _sources(stage) for stage in recipe.stages)
+    if curates_world and recipe.data.world is None:
+        raise RecipeError(f'{where}: a curate stage reads "world"; say how much of it: [data.world] megabytes = 20')
+    if recipe.data.world is not None and not curates_world:
+        raise RecipeError(f'{where} [data.world]: no curate stage has "world" in its sources, so it has no effect')
+    asks_world = any("world" in _sources(stage) for stage in recipe.stages)
+    for stage in recipe.stages:
+        here, settings = f"{where} [{stage.name}]", stage.settings
+        if stage.kind == "sft":
+            _both_or_neither(here, "num_conversations", settings.num_conversations, "world" in settings.sources)
+        if stage.kind == "reward":
+            for key in ("num_prompts", "replies_per_prompt"):
+                _both_or_neither(here, key, settings.__dict__[key], "world" in settings.sources)
+        if stage.kind == "evaluate" and asks_world and settings.prompts:
+            raise RecipeError(f"{here}: prompts has no effect where the world asks its own questions; delete it")
+        if stage.kind == "evaluate" and not asks_world and settings.skills:
+            raise RecipeError(f'{here}: skills has no effect without "world" in some sources; set prompts instead')
+
+
+def _both_or_neither(here: str, key: str, value: object, has_world: bool) -> None:
+    if has_world and value is None:
+        raise RecipeError(f'{here}: {key} is required when sources has "world"')
+    if not has_world and value is not None:
+        raise RecipeError(f'{here}: {key} = {value} has no effect without "world" in sources; delete it')
+
+
+def _check_lengths(recipe: Recipe, where: str) -> None:
+    """A reply must leave room for its prompt in the context that was pre-trained."""
+    context_tokens: int | None = None
+    for stage in recipe.stages:
+        if stage.kind == "pretrain":
+            context_tokens = stage.settings.context_tokens
+        elif stage.kind == "sft" and stage.settings.model is not None:
+            context_tokens = None
+        elif context_tokens is not None and "max_new_tokens" in type(stage.settings).model_fields:
+            longest = stage.settings.max_new_tokens
+            if longest >= context_tokens:
+                raise RecipeError(
+                    f"{where} [{stage.name}]: max_new_tokens = {longest} leaves no room for a prompt in "
+                    f"context_tokens = {context_tokens} of the pretrain stage; lower it or raise that"
+                )

@@ -1,0 +1,139 @@
+"""The stage `reward`: replies are compared, and a scalar head learns which ones are preferred."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from jielong.align.agreement import Agreement, length_baseline, measure_agreement, position_baseline
+from jielong.align.reward import (
+    Candidates,
+    Comparison,
+    Encoded,
+    RewardModel,
+    bradley_terry,
+    comparison_batches,
+    encode_comparisons,
+    pad_rows,
+    scalar_from_policy,
+    split_by_prompt,
+)
+from jielong.data.examples import read_comparisons
+from jielong.evaluate.gold import Gold, agreement, calibrate_labeller, simulated_labels
+from jielong.folder import load
+from jielong.generate.engine import Engine
+from jielong.model.transformer import Transformer
+from jielong.runtime import derive_seed
+from jielong.stages.context import Context, read_json, read_jsonl, write_json, write_jsonl
+from jielong.stages.training import train
+from jielong.tokenizer import Tokenizer
+from jielong.tokenizer.chat import render
+
+NUM_REFERENCE_REPLIES = 512  # SFT replies on which scores get mean 0 and deviation 1
+
+
+def run_reward(context: Context) -> dict[str, Any]:
+    """Train on comparisons split by prompt; held-out accuracy beside its trivial baselines and its ceiling."""
+    settings = context.settings
+    parent = context.last_model("sft")
+    policy, tokenizer = load(parent)
+    labelling: dict[str, float] = {}
+    if "world" in settings.sources:
+        comparisons, labelling = _sampled_comparisons(context, policy, tokenizer)
+    else:
+        comparisons = [
+            Comparison.from_record(record, f"{name}: comparison {number}")
+            for name in settings.sources
+            for number, record in enumerate(read_comparisons(context.source(name), context.root), start=1)
+        ]
+    training, heldout = split_by_prompt(comparisons, settings.heldout_fraction, context.seed)
+    encoded = encode_comparisons(training, tokenizer, policy.config.max_length)
+    held = encode_comparisons(heldout, tokenizer, policy.config.max_length)
+    batches, steps_per_epoch = comparison_batches(encoded.items, settings.batch_rows, tokenizer.pad_id, context.seed)
+    model = scalar_from_policy(policy, context.runtime.generator(context.name, "head"))
+
+    def evaluate(_step: int) -> dict[str, float]:
+        agreement = measure_agreement(model, held.items, tokenizer.pad_id)
+        return {"heldout_accuracy": agreement.accuracy, "heldout_loss_nats": agreement.loss_nats}
+
+    train(context, model, bradley_terry, batches, settings.steps(steps_per_epoch), evaluate)
+    reward = RewardModel(model.eval())
+    reward.normalise(_reply_batches(encoded.items[:NUM_REFERENCE_REPLIES], tokenizer.pad_id))
+    reward.save(context.folder / "model", {"stage": context.name, "kind": "reward", "parent": str(parent)})
+    tokenizer.save(context.folder / "model")
+    agreement = measure_agreement(model, held.items, tokenizer.pad_id)
+    return {**_figures(agreement, encoded, held), **labelling}
+
+
+def _figures(agreement: Agreement, encoded: Encoded, held: Encoded) -> dict[str, Any]:
+    return {
+        "heldout_accuracy": agreement.accuracy,
+        "heldout_accuracy_ci95": list(agreement.ci95),
+        "heldout_loss_nats": agreement.loss_nats,
+        "length_baseline_accuracy": length_baseline(encoded.items, held.items),
+        "position_baseline_accuracy": position_baseline(held.items),
+        "calibration_error": agreement.calibration_error,
+        "comparisons": encoded.num_pairs + held.num_pairs,
+        "heldout_comparisons": held.num_pairs,
+        "dropped_identical": encoded.num_identical + held.num_identical,
+        "dropped_too_long": encoded.num_too_long + held.num_too_long,
+    }
+
+
+def _reply_batches(items: list[Candidates], pad_id: int, batch_rows: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
+    rows = [row for item in items for row in item.rows]
+    for first in range(0, len(rows), batch_rows):
+        tokens, _, ends = pad_rows(rows[first : first + batch_rows], pad_id)
+        yield tokens, ends
+
+
+def _sampled_comparisons(
+    context: Context, policy: Transformer, tokenizer: Tokenizer
+) -> tuple[list[Comparison], dict[str, float]]:
+    """K replies of the SFT model to each prompt, ranked by the simulated labeller; kept in comparisons.jsonl.
+
+    The labeller alone sees the hidden preference; what it writes down, and all that training reads, are rankings.
+    """
+    path: Path = context.folder / "comparisons.jsonl"
+    figures = context.folder / "labelling.json"
+    if not (path.exists() and figures.exists()):
+        _make_comparisons(context, policy, tokenizer, path, figures)
+    records = read_jsonl(path)
+    return [Comparison.from_record(record, f"{path}:{n}") for n, record in enumerate(records, start=1)], read_json(
+        figures
+    )
+
+
+def _make_comparisons(context: Context, policy: Transformer, tokenizer: Tokenizer, path: Path, figures: Path) -> None:
+    """Sample, rank, write. Seeds come from the run's, so that a stage that was killed here makes the same anew."""
+    settings = context.settings
+    prompts = context.world.story_prompts(settings.num_prompts, "reward")
+    num_replies = settings.replies_per_prompt
+    ids = [render(prompt["messages"], tokenizer, reply=True)[0] for prompt in prompts for _ in range(num_replies)]
+    context.progress.say(f"{context.name}: sampling {len(ids)} replies")
+    completions = Engine(policy, tokenizer, context.runtime).generate(
+        ids,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        seed=derive_seed(context.seed, "replies"),
+    )
+    texts = [completion.text for completion in completions]
+    replies = [texts[first : first + num_replies] for first in range(0, len(texts), num_replies)]
+    gold = Gold()
+    temperature = calibrate_labeller(prompts, replies, gold, settings.label_agreement)
+    generator = np.random.default_rng(derive_seed(context.seed, "labels"))
+    rankings = simulated_labels(prompts, replies, gold, temperature, generator)
+    write_jsonl(
+        path,
+        (
+            {"messages": prompt["messages"], "replies": candidates, "ranking": ranking}
+            for prompt, candidates, ranking in zip(prompts, replies, rankings, strict=True)
+        ),
+    )
+    ended = sum(completion.finish_reason == "stop" for completion in completions) / len(completions)
+    ceiling = agreement(prompts, replies, gold, temperature)
+    write_json(figures, {"noise_ceiling_accuracy": ceiling, "prompts": len(prompts), "sampled_end_of_turn_rate": ended})

@@ -1,0 +1,122 @@
+"""What a stage is given, and the files that every stage leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jielong.config import data_root, write_atomic
+from jielong.data.sources import Source
+from jielong.data.world import World
+from jielong.errors import RecipeError
+from jielong.log import MetricsLog, Progress
+from jielong.recipe import Recipe
+from jielong.runtime import Runtime, derive_seed
+
+
+@dataclass
+class Context:
+    """One stage's view of its run: its settings, its folder, and the folders of the stages before it.
+
+    earlier: finished stages of this run, name -> folder, in recipe order; kinds: name -> kind of all stages.
+    """
+
+    name: str
+    kind: str
+    settings: Any
+    recipe: Recipe
+    folder: Path
+    runtime: Runtime
+    progress: Progress
+    earlier: dict[str, Path] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def world(self) -> World:
+        """The embedded corpus generator; its seed follows the run's, so that run.seed changes every seed."""
+        return World(derive_seed(self.recipe.run.seed, "world") % 2**31)
+
+    @property
+    def root(self) -> Path:
+        """The data root that sources' paths are relative to."""
+        return data_root(self.recipe.data.root)
+
+    @property
+    def seed(self) -> int:
+        return derive_seed(self.recipe.run.seed, self.name)
+
+    @property
+    def metrics(self) -> MetricsLog:
+        return MetricsLog(self.folder / "metrics.jsonl")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def source(self, name: str) -> Source:
+        """The named table [data.sources.NAME] as a Source."""
+        return self.recipe.source(name)
+
+    @property
+    def has_world(self) -> bool:
+        """Whether any stage of the recipe reads the embedded corpus, so that its questions can be asked."""
+        return "world" in self.recipe.all_sources()
+
+    def sibling(self, kind: str) -> Context:
+        """The context of the last stage of a kind, for its settings; RecipeError when there is none."""
+        name = self.folder_of(kind).name[3:]
+        stage = next(stage for stage in self.recipe.stages if stage.name == name)
+        return replace(self, name=name, kind=kind, settings=stage.settings, folder=self.earlier[name])
+
+    def folder_of(self, kind: str) -> Path:
+        """Folder of the last finished stage of a kind. Raises RecipeError when none ran before this one."""
+        for name in reversed(list(self.earlier)):
+            if self.kinds[name] == kind:
+                return self.earlier[name]
+        raise RecipeError(f"stage [{self.name}] needs a stage of kind {kind!r} before it; add one to the recipe")
+
+    def has(self, kind: str) -> bool:
+        return any(self.kinds[name] == kind for name in self.earlier)
+
+    def last_model(self, *kinds: str) -> Path:
+        """Model folder of the last finished stage whose kind is among kinds."""
+        for name in reversed(list(self.earlier)):
+            if self.kinds[name] in kinds:
+                return self.earlier[name] / "model"
+        raise RecipeError(f"stage [{self.name}] needs a stage of kind {' or '.join(kinds)} before it")
+
+    def clear_checkpoints(self) -> None:
+        """Remove the training state of a finished stage; its model folder is what stays."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file atomically, UTF-8, readable by people."""
+    write_atomic(path, json.dumps(value, ensure_ascii=False, indent=1, sort_keys=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_jsonl(path: Path, records: Iterable[object]) -> int:
+    """Write one JSON object a line through a temporary file; returns how many."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    count = 0
+    with open(temporary, "w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            count += 1
+    temporary.replace(path)
+    return count
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]

@@ -1,0 +1,124 @@
+"""The stages `curate` and `tokenizer`: from sources to clean documents, and from those to a vocabulary."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from jielong.data.curate import curate
+from jielong.data.sources import Document, read_documents
+from jielong.data.world import SKILLS
+from jielong.errors import DataError
+from jielong.stages.context import Context, read_jsonl, write_json, write_jsonl
+from jielong.tokenizer import Tokenizer
+
+NUM_EVALUATION_QUESTIONS = (
+    200  # per skill: what `evaluate` may ask at most, and what curation keeps out of the training text
+)
+
+
+def evaluation_questions(context: Context, num: int) -> dict[str, list[dict[str, Any]]]:
+    """The first num held-out questions of each skill; evaluation asks them and curation removes documents holding them."""
+    return {skill: context.world.questions(skill, num, "heldout") for skill in SKILLS}
+
+
+def run_curate(context: Context) -> dict[str, Any]:
+    """Write documents.jsonl and heldout.jsonl, and the ledger of what was removed and why."""
+    settings = context.settings
+    prompts: list[str] = []
+    if "world" in settings.sources:
+        for skill, questions in evaluation_questions(context, NUM_EVALUATION_QUESTIONS).items():
+            # Facts never asked about must stand in the text: only tasks whose answer could be copied are decontaminated.
+            if not skill.startswith("facts"):
+                prompts += [question["messages"][-1]["content"] for question in questions]
+    ledger, kept = curate(_documents(context, "train"), settings.rules(), prompts)
+    heldout: list[Document] = []
+
+    def training() -> Iterator[dict[str, str]]:
+        for document in kept:
+            for part, is_heldout in _split(document, settings):
+                if is_heldout:
+                    heldout.append(part)
+                else:
+                    yield asdict(part)
+
+    num_train = write_jsonl(context.folder / "documents.jsonl", training())
+    heldout += list(_documents(context, "heldout"))
+    num_heldout = write_jsonl(context.folder / "heldout.jsonl", (asdict(document) for document in heldout))
+    if num_train == 0 or num_heldout == 0:
+        raise DataError(
+            f"[{context.name}] kept {num_train} training and {num_heldout} held-out documents of {ledger.documents_in}; "
+            f"removed: {ledger.removed}. Check the sources, loosen the rules, or raise heldout_fraction."
+        )
+    write_json(context.folder / "ledger.json", asdict(ledger))
+    figures = asdict(ledger)
+    figures.pop("examples", None)
+    figures["heldout_documents"] = num_heldout
+    return figures
+
+
+def _documents(context: Context, split: str) -> Iterator[Document]:
+    """Documents of all sources; only the world has a held-out split of its own."""
+    settings = context.settings
+    for name in settings.sources:
+        if name == "world":
+            world = context.recipe.data.world
+            assert world is not None  # the recipe's cross-check
+            num_bytes = int((world.megabytes if split == "train" else world.heldout_megabytes) * 1e6)
+            yield from _counted(
+                context, context.world.documents(num_bytes, split, junk=world.junk and split == "train")
+            )
+        elif split == "train":
+            yield from _counted(context, read_documents(context.source(name), context.root))
+
+
+def _counted(context: Context, documents: Iterable[Document]) -> Iterator[Document]:
+    for number, document in enumerate(documents, start=1):
+        if number % 500 == 0:
+            context.progress.update(number, documents=number)
+        yield document
+
+
+def _split(document: Document, settings: Any) -> Iterator[tuple[Document, bool]]:
+    """Divide one kept document between training and held-out text: whole, by its hash, or by its tail."""
+    if document.source == "world" or settings.heldout_fraction == 0:
+        yield document, False
+    elif settings.heldout == "tail":
+        cut = round(len(document.text) * (1 - settings.heldout_fraction))
+        yield Document(document.text[:cut], document.language, document.source), False
+        yield Document(document.text[cut:], document.language, document.source), True
+    else:
+        digest = int.from_bytes(hashlib.sha256(document.text.encode()).digest()[:4], "big")
+        yield document, digest / 2**32 < settings.heldout_fraction
+
+
+def run_tokenizer(context: Context) -> dict[str, Any]:
+    """Train a byte-level BPE on the curated documents and measure it on the held-out ones."""
+    settings = context.settings
+    corpus = context.folder_of("curate")
+    texts = [record["text"] for record in read_jsonl(corpus / "documents.jsonl")]
+    budget, sample = int(settings.max_megabytes * 1e6), []
+    for text in texts:
+        sample.append(text)
+        budget -= len(text.encode())
+        if budget <= 0:
+            break
+    tokenizer = Tokenizer.train(sample, settings.vocab_size)
+    tokenizer.save(context.folder / "model")
+    sizes: dict[str, list[int]] = {}
+    exact = True
+    for record in read_jsonl(corpus / "heldout.jsonl"):
+        ids = tokenizer.encode(record["text"])
+        exact = exact and tokenizer.decode(ids) == record["text"]
+        for key in ("all", record["language"] or "unknown"):
+            counts = sizes.setdefault(key, [0, 0])
+            counts[0] += len(record["text"].encode())
+            counts[1] += len(ids)
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "bytes_per_token": {key: num_bytes / max(num_ids, 1) for key, (num_bytes, num_ids) in sorted(sizes.items())},
+        "round_trip_exact": exact,
+        "training_documents": len(sample),
+    }

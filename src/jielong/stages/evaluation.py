@@ -1,0 +1,60 @@
+"""The stage `evaluate`: the same questions to every model of the run, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jielong.evaluate.skills import exact_match
+from jielong.folder import load
+from jielong.generate.engine import Engine
+from jielong.stages.context import Context, write_json
+from jielong.stages.corpus import evaluation_questions
+from jielong.tokenizer import Tokenizer
+from jielong.tokenizer.chat import render
+
+MODEL_KINDS = {"pretrain": "base", "sft": "sft", "ppo": "ppo"}
+
+
+def run_evaluate(context: Context) -> dict[str, Any]:
+    """Exact match by skill for base, sft and ppo, and their greedy answers to the same prompts."""
+    settings = context.settings
+    questions: list[dict[str, Any]] = []
+    if context.has_world:
+        pool = evaluation_questions(context, settings.questions_per_skill)
+        questions = [question for skill in settings.skills or pool for question in pool[skill]]
+    tables: dict[str, dict[str, Any]] = {}
+    shown: list[dict[str, Any]] = []
+    names = [name for name in context.earlier if context.kinds[name] in MODEL_KINDS]
+    for number, name in enumerate(names, start=1):
+        label = MODEL_KINDS[context.kinds[name]]
+        model, tokenizer = load(context.earlier[name] / "model")
+        engine = Engine(model, tokenizer, context.runtime)
+        if context.has_world:
+            tables[label], rows = exact_match(engine, tokenizer, questions, max_new_tokens=settings.max_new_tokens)
+        else:
+            rows = _answers(engine, tokenizer, settings.prompts, settings.max_new_tokens)
+        _put_beside(shown, label, rows)
+        context.progress.update(number, total=len(names), model=label)
+    write_json(context.folder / "samples.json", shown)
+    return {
+        "exact_match": {label: {skill: row["rate"] for skill, row in table.items()} for label, table in tables.items()},
+        "exact_match_ci95": {label: {skill: row["ci95"] for skill, row in table.items()} for label, table in tables.items()},
+        "questions_per_skill": settings.questions_per_skill if questions else 0,
+    }
+
+
+def _answers(engine: Engine, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[dict[str, Any]]:
+    """Greedy answers to the recipe's own prompts, which no program can judge."""
+    asked = [[{"role": "user", "content": text}] for text in prompts]
+    ids = [render(messages, tokenizer, reply=True)[0] for messages in asked]
+    completions = engine.generate(ids, max_new_tokens=max_new_tokens, temperature=0.0)
+    return [{"messages": m, "reply": c.text} for m, c in zip(asked, completions, strict=True)]
+
+
+def _put_beside(shown: list[dict[str, Any]], label: str, rows: list[dict[str, Any]]) -> None:
+    """Add one model's replies to the prompts that all models answer, first ones first: chosen before they are seen."""
+    if not shown:
+        shown += [{"skill": row.get("skill", ""), "prompt": row["messages"][-1]["content"]} for row in rows]
+    for sample, row in zip(shown, rows, strict=True):
+        sample[label] = row["reply"]

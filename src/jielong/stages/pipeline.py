@@ -1,0 +1,169 @@
+"""Run a recipe: stages in order, each resumable, finished ones skipped."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jielong.config import config_hash, write_atomic
+from jielong.errors import UsageError, nearest
+from jielong.log import Progress
+from jielong.recipe import Recipe, parse_recipe, write_toml
+from jielong.report import write_report
+from jielong.runtime import Runtime, detect, environment
+from jielong.stages.alignment import run_ppo
+from jielong.stages.comparisons import run_reward
+from jielong.stages.context import Context, read_json, write_json
+from jielong.stages.corpus import run_curate, run_tokenizer
+from jielong.stages.evaluation import run_evaluate
+from jielong.stages.instruction import run_sft
+from jielong.stages.pretraining import run_pretrain
+
+STAGES: dict[str, Callable[[Context], dict[str, Any]]] = {
+    "curate": run_curate,
+    "tokenizer": run_tokenizer,
+    "pretrain": run_pretrain,
+    "sft": run_sft,
+    "reward": run_reward,
+    "ppo": run_ppo,
+    "evaluate": run_evaluate,
+}
+
+
+def run_recipe(
+    path: str | Path,
+    out: str | Path | None = None,
+    overrides: list[str] | None = None,
+    until: str | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Run every stage of a recipe and return the report that report.json holds.
+
+    path: recipe file. out: run folder (default runs/NAME). overrides: "stage.key=value" settings. until: last stage to run.
+    Stages that are finished with the same settings and inputs are skipped; a half-finished one goes on where it was.
+    Raises RecipeError before anything runs when the recipe is wrong, UsageError when the folder holds another recipe's run.
+    """
+    recipe = parse_recipe(path, overrides or [])
+    names = [stage.name for stage in recipe.stages]
+    if until is not None and until not in names:
+        close = nearest(until, names)
+        raise UsageError(
+            f"--until {until}: no such stage; legal: {', '.join(names)}"
+            + (f"; did you mean {close!r}?" if close else "")
+        )
+    if until is not None:
+        names = names[: names.index(until) + 1]
+    folder = Path(out) if out is not None else Path("runs") / recipe.run.name
+    runtime = detect(recipe.run.device, recipe.run.dtype, recipe.run.threads, recipe.run.seed)
+    with _locked(folder):
+        hashes = _stage_hashes(recipe, runtime)
+        folders = {
+            stage.name: folder / f"{index:02d}-{stage.name}" for index, stage in enumerate(recipe.stages, start=1)
+        }
+        _refuse_foreign(folder, folders, hashes)
+        write_atomic(folder / "recipe.toml", write_toml(recipe))
+        write_json(folder / "environment.json", environment(runtime))
+        with Progress(names, quiet=quiet) as progress:
+            for name in names:
+                _run_stage(recipe, name, folders, hashes, runtime, progress)
+                report = write_report(folder)
+    return report
+
+
+def _run_stage(
+    recipe: Recipe, name: str, folders: dict[str, Path], hashes: dict[str, str], runtime: Runtime, progress: Progress
+) -> None:
+    """Run one stage unless its DONE file says that it is finished."""
+    stage = next(stage for stage in recipe.stages if stage.name == name)
+    folder = folders[name]
+    if (folder / "DONE").exists():
+        progress.skip(name)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "stage.json", {"name": name, "kind": stage.kind, "hash": hashes[name]})
+    write_atomic(folder / "config.toml", write_toml(recipe, stage=name))
+    order = list(folders)
+    context = Context(
+        name=name,
+        kind=stage.kind,
+        settings=stage.settings,
+        recipe=recipe,
+        folder=folder,
+        runtime=runtime,
+        progress=progress,
+        earlier={other: folders[other] for other in order[: order.index(name)]},
+        kinds={other.name: other.kind for other in recipe.stages},
+    )
+    spent_file = folder / "seconds.json"
+    before = read_json(spent_file)["seconds"] if spent_file.exists() else 0.0
+    progress.start(name)
+    started = time.monotonic()
+    try:
+        figures = STAGES[stage.kind](context)
+    finally:
+        seconds = before + time.monotonic() - started
+        write_json(spent_file, {"seconds": seconds})
+    write_json(folder / "figures.json", {"kind": stage.kind, "seconds": seconds, "figures": figures})
+    context.clear_checkpoints()
+    write_atomic(folder / "DONE", json.dumps({"hash": hashes[name]}) + "\n")
+    progress.done(name, seconds, "")
+
+
+def _stage_hashes(recipe: Recipe, runtime: Runtime) -> dict[str, str]:
+    """A hash per stage over its settings, the run's seed and precision, the data tables, and all stages before it."""
+    hashes: dict[str, str] = {}
+    previous = config_hash(
+        {
+            "seed": recipe.run.seed,
+            "dtype": str(runtime.dtype),
+            "device": runtime.device.type,
+            "data": recipe.data_settings(),
+        }
+    )
+    for stage in recipe.stages:
+        settings = stage.settings.model_dump(mode="json")
+        previous = config_hash({"name": stage.name, "kind": stage.kind, "settings": settings, "before": previous})
+        hashes[stage.name] = previous
+    return hashes
+
+
+def _refuse_foreign(folder: Path, folders: dict[str, Path], hashes: dict[str, str]) -> None:
+    """Raise UsageError if a stage folder there was made with other settings: nothing is ever overwritten."""
+    known = {path.name for path in folders.values()}
+    for path in sorted(folder.glob("[0-9][0-9]-*")):
+        if not (path / "stage.json").exists():
+            continue
+        made = read_json(path / "stage.json")
+        if path.name not in known:
+            raise UsageError(
+                f"{folder} holds {path.name}, which this recipe does not have: it is the run of another recipe. "
+                f"Choose another folder with --out, or remove {folder}."
+            )
+        if made["hash"] != hashes[made["name"]]:
+            raise UsageError(
+                f"{path} was made with other settings, seed, precision or inputs than this recipe asks for. "
+                f"Choose another folder with --out, or remove {path} and the stages after it to make them anew "
+                f"(its settings are in {path / 'config.toml'})."
+            )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process; two runs in one folder would spoil each other."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{folder} is a file; --out must name a folder") from None
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(
+                f"another jielong process is running in {folder}; wait for it or choose another --out"
+            ) from None
+        yield

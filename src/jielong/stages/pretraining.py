@@ -1,0 +1,91 @@
+"""The stage `pretrain`: a decoder learns to continue the curated text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jielong.data.loader import RowLoader
+from jielong.data.pack import Rows, pack_stream
+from jielong.evaluate.likelihood import bits_per_byte, heldout_nats, scored_bytes
+from jielong.evaluate.ngram import fit_ngram
+from jielong.folder import save
+from jielong.generate.engine import Engine
+from jielong.model.config import ModelConfig
+from jielong.model.transformer import Transformer
+from jielong.plan.cost import flops_per_token, probe_flops
+from jielong.plan.count import count_parameters
+from jielong.stages.context import Context, read_jsonl, write_json
+from jielong.stages.training import train
+from jielong.tokenizer import Tokenizer
+from jielong.train.objectives import next_token
+
+
+def model_config(settings: Any, vocab_size: int) -> ModelConfig:
+    """The decoder that a [pretrain.model] table names: a preset, or all its sizes."""
+    return ModelConfig(vocab_size=vocab_size, max_length=settings.context_tokens, **settings.model.sizes())
+
+
+def run_pretrain(context: Context) -> dict[str, Any]:
+    """Pre-train, and compare with n-gram models over the same tokens, text and scored positions."""
+    settings = context.settings
+    tokenizer = Tokenizer.load(context.folder_of("tokenizer") / "model")
+    corpus = context.folder_of("curate")
+    rows = encoded_rows(context, tokenizer, corpus / "documents.jsonl", "rows.safetensors")
+    heldout = encoded_rows(context, tokenizer, corpus / "heldout.jsonl", "heldout.safetensors")
+    heldout_bytes = scored_bytes(heldout, tokenizer)
+    config = model_config(settings, tokenizer.vocab_size)
+    model = Transformer(config)
+    model.init_weights(context.runtime.generator(context.name, "weights"))
+    loader = RowLoader(rows, settings.batch_rows, context.seed, settings.accumulate)
+    num_steps = settings.steps(loader.num_steps_per_epoch)
+
+    def evaluate(_step: int) -> dict[str, float]:
+        nats, num_tokens = heldout_nats(model, heldout, context.runtime)
+        return {"heldout_loss_nats": nats / num_tokens, "heldout_bits_per_byte": bits_per_byte(nats, heldout_bytes)}
+
+    totals = train(context, model, next_token, loader.batches, num_steps, evaluate)
+    provenance = {"stage": context.name, "kind": "pretrain", "steps": totals.steps}
+    save(model, tokenizer, context.folder / "model", provenance)
+    write_json(context.folder / "samples.json", _continuations(context, model, tokenizer, corpus / "heldout.jsonl"))
+    context.progress.say(f"{context.name}: counting n-grams for the baselines")
+    grams = fit_ngram(rows, 5, tokenizer.vocab_size)
+    flops = flops_per_token(config, settings.context_tokens) * totals.tokens_per_second
+    return {
+        **evaluate(totals.steps),
+        "trigram_bits_per_byte": bits_per_byte(grams.nats(heldout, order=3)[0], heldout_bytes),
+        "fivegram_bits_per_byte": bits_per_byte(grams.nats(heldout, order=5)[0], heldout_bytes),
+        "tokens_per_second": totals.tokens_per_second,
+        "model_flops_per_second": flops,
+        "mfu": flops / probe_flops(context.runtime),
+        "tokens_seen": totals.tokens,
+        "training_tokens": int(rows.mask.sum()),
+        "parameters": sum(count_parameters(config).values()),
+        "steps": totals.steps,
+    }
+
+
+def encoded_rows(context: Context, tokenizer: Tokenizer, documents: Path, cache: str) -> Rows:
+    """The documents of a jsonl file as packed rows, encoded once and kept beside the stage's other files."""
+    path = context.folder / cache
+    if path.exists():
+        return Rows.load(path)
+    context.progress.say(f"{context.name}: encoding {documents.name}")
+    texts = [record["text"] for record in read_jsonl(documents)]
+    ids = ([tokenizer.bos_id, *piece, tokenizer.eos_id] for piece in tokenizer.encode_batch(texts))
+    rows = pack_stream(ids, context.settings.context_tokens)
+    rows.save(path)
+    return rows
+
+
+def _continuations(context: Context, model: Transformer, tokenizer: Tokenizer, heldout: Path) -> list[dict[str, str]]:
+    """How the base model goes on from the first words of a few held-out documents, greedily."""
+    texts = [record["text"] for record in read_jsonl(heldout)[:6]]
+    prompts = [text[: max(12, len(text) // 8)] for text in texts]
+    limit = model.config.max_length - 34
+    engine = Engine(model, tokenizer, context.runtime)
+    ids = [[tokenizer.bos_id, *tokenizer.encode(prompt)][:limit] for prompt in prompts]
+    completions = engine.generate(ids, max_new_tokens=32, temperature=0.0)
+    return [
+        {"prompt": prompt, "base": completion.text} for prompt, completion in zip(prompts, completions, strict=True)
+    ]

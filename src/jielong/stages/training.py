@@ -1,0 +1,125 @@
+"""The one resumable training run that pretrain, sft and reward share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from jielong.stages.context import Context
+from jielong.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from jielong.train.loop import FitConfig, StepStats, fit
+from jielong.train.objectives import Objective
+from jielong.train.optim import OptimizerConfig, build_optimizer
+from jielong.train.schedule import multiplier
+
+SMOOTHING = 0.9  # weight of the past in the displayed loss
+
+
+class Optimisation(Protocol):
+    """The settings that every training stage has (recipe.py)."""
+
+    learning_rate: float
+    weight_decay: float
+    beta2: float
+    clip: float
+    schedule: str
+    warmup_steps: int
+    final_fraction: float
+    evaluate_every: int
+    checkpoint_every: int
+
+
+@dataclass
+class Totals:
+    """What a training run used, over all its sessions."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    last_loss: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+def train(
+    context: Context,
+    model: torch.nn.Module,
+    objective: Objective,
+    batches: Callable[[int], list[Any]],
+    num_steps: int,
+    evaluate: Callable[[int], dict[str, float]] | None = None,
+) -> Totals:
+    """Train model in place for num_steps, or for what is left of them after the newest checkpoint.
+
+    batches: step -> its micro-batches, a pure function, so that a resumed run sees what an uninterrupted one would.
+    evaluate: step -> figures on held-out data, called every evaluate_every steps and after the last.
+    Side effects: metrics.jsonl and checkpoints/ in the stage's folder. Raises TrainingError when the loss is not finite.
+    """
+    settings: Optimisation = context.settings
+    optimizer = build_optimizer(
+        model,
+        OptimizerConfig(learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, beta2=settings.beta2),
+    )
+    totals = Totals(0, 0, 0.0, float("nan"))
+    found = latest_checkpoint(context.checkpoints)
+    if found is not None:
+        totals.steps, state = load_checkpoint(found, {"model": model}, {"optimizer": optimizer})
+        totals.tokens, totals.seconds, totals.last_loss = state["tokens"], state["seconds"], state["last_loss"]
+        context.progress.say(f"{context.name}: going on from step {totals.steps}")
+    metrics = context.metrics
+    metrics.truncate(totals.steps)
+    context.progress.start(context.name, num_steps)
+
+    def rate(step: int) -> float:
+        return multiplier(
+            step,
+            kind=settings.schedule,
+            warmup_steps=settings.warmup_steps,
+            num_steps=num_steps,
+            final_fraction=settings.final_fraction,
+        )
+
+    config = FitConfig(clip=settings.clip, start=totals.steps, num_steps=num_steps)
+    model.train()
+    mark = time.monotonic()
+    for stats in fit(model, optimizer, batches, objective, rate, context.runtime, config):
+        totals.steps, totals.tokens = stats.step, totals.tokens + stats.num_tokens
+        totals.seconds += time.monotonic() - mark
+        last = stats.step == num_steps
+        found_figures = {}
+        if evaluate is not None and (last or stats.step % settings.evaluate_every == 0):
+            model.eval()
+            found_figures = evaluate(stats.step)
+            model.train()
+        _record(context, totals, stats, found_figures, num_steps)
+        if not last and stats.step % settings.checkpoint_every == 0:
+            state = {"tokens": totals.tokens, "seconds": totals.seconds, "last_loss": totals.last_loss}
+            save_checkpoint(context.checkpoints, stats.step, {"model": model}, {"optimizer": optimizer}, state)
+        mark = time.monotonic()
+    model.eval()
+    return totals
+
+
+def _record(context: Context, totals: Totals, stats: StepStats, figures: dict[str, float], num_steps: int) -> None:
+    """Write one line of metrics and show the step."""
+    first = totals.last_loss != totals.last_loss
+    totals.last_loss = stats.loss if first else SMOOTHING * totals.last_loss + (1 - SMOOTHING) * stats.loss
+    speed = stats.num_tokens / max(stats.seconds, 1e-9)
+    context.metrics.write(
+        stats.step,
+        loss_nats=stats.loss,
+        learning_rate=stats.learning_rate,
+        gradient_norm=stats.grad_norm,
+        tokens=stats.num_tokens,
+        seconds=stats.seconds,
+        tokens_per_second=speed,
+        **stats.metrics,
+        **figures,
+    )
+    context.progress.update(stats.step, total=num_steps, loss=totals.last_loss, tokens_per_second=speed, **figures)

@@ -1,0 +1,283 @@
+"""Recipes: strict keys, cross-checks before anything runs, and a resolved text that reads back equal."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from jielong.align.settings import PPOConfig
+from jielong.data.curate import CurateConfig
+from jielong.errors import RecipeError, UsageError
+from jielong.model.presets import PRESETS
+from jielong.recipe import STAGE_SETTINGS, parse_recipe, write_toml
+from jielong.recipe.costing import bytes_per_token, plan_recipe
+from jielong.recipe.crosscheck import NEEDS
+from jielong.recipe.settings import PpoSettings
+from jielong.runtime import detect
+
+WHOLE = """
+[run]
+seed = 3
+
+[data.world]
+megabytes = 1
+
+[data.sources.novels]
+path = "novels.txt"
+licence = "public domain"
+
+[curate]
+sources = ["world", "novels"]
+heldout_fraction = 0.1
+
+[tokenizer]
+vocab_size = 300
+
+[pretrain]
+context_tokens = 64
+batch_rows = 4
+num_steps = 10
+learning_rate = 1e-3
+warmup_steps = 2
+
+[pretrain.model]
+width = 32
+decoder_layers = 2
+num_heads = 2
+
+[sft]
+sources = ["world"]
+num_conversations = 50
+batch_rows = 4
+epochs = 1
+learning_rate = 1e-3
+
+[reward]
+num_prompts = 8
+replies_per_prompt = 4
+batch_rows = 2
+epochs = 1
+learning_rate = 1e-3
+max_new_tokens = 16
+
+[ppo]
+num_iterations = 2
+rollout_rows = 8
+minibatch_rows = 4
+max_new_tokens = 16
+kl_coefficient = 0.05
+learning_rate = 1e-4
+critic_learning_rate = 1e-4
+
+[evaluate]
+questions_per_skill = 5
+max_new_tokens = 16
+"""
+
+
+def write(tmp_path: Path, text: str = WHOLE) -> Path:
+    path = tmp_path / "whole.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(tmp_path: Path, *overrides: str, text: str = WHOLE) -> str:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(write(tmp_path, text), overrides)
+    return str(caught.value)
+
+
+def without(table: str) -> str:
+    """WHOLE with one stage taken out."""
+    blocks = WHOLE.split("\n\n")
+    return "\n\n".join(block for block in blocks if not block.strip().startswith((f"[{table}]", f"[{table}.")))
+
+
+def test_stages_stand_in_file_order_with_their_kinds(tmp_path: Path) -> None:
+    recipe = parse_recipe(write(tmp_path))
+    assert [(stage.name, stage.kind) for stage in recipe.stages] == [(kind, kind) for kind in NEEDS]
+    assert recipe.run.name == "whole"  # the file's, when left out
+    assert recipe.run.seed == 3
+    assert recipe.all_sources() == ("world", "novels")
+    assert recipe.source("novels").licence == "public domain"
+
+
+def test_resolved_text_reads_back_equal(tmp_path: Path) -> None:
+    recipe = parse_recipe(write(tmp_path))
+    path = tmp_path / "resolved.toml"
+    path.write_text(write_toml(recipe), encoding="utf-8")
+    again = parse_recipe(path)
+    assert (again.run, again.data, again.stages) == (recipe.run, recipe.data, recipe.stages)
+    assert again.hash == recipe.hash
+    assert "[reward]" not in write_toml(recipe, stage="sft") and "[sft]" in write_toml(recipe, stage="sft")
+
+
+def test_hash_follows_settings_and_seed_but_not_the_place_of_the_data(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    base = parse_recipe(path).hash
+    assert parse_recipe(path, ["data.root=/elsewhere"]).hash == base
+    for override in ("run.seed=4", "sft.epochs=2", "data.world.megabytes=2"):
+        assert parse_recipe(path, [override]).hash != base
+    assert parse_recipe(path, ["run.seed=4"]).world_seed != parse_recipe(path).world_seed
+
+
+def test_later_override_wins(tmp_path: Path) -> None:
+    assert parse_recipe(write(tmp_path), ["run.seed=4", "run.seed=5"]).run.seed == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("pretrain.learning_rat=1", "learning_rat = 1: unknown key; did you mean `learning_rate`?"),
+        ("pretrain.num_steps=many", 'num_steps = "many"'),
+        ("pretrain.num_steps=0", "num_steps = 0: must be greater than or equal to 1"),
+        ("pretrain.model.widht=3", "model.widht = 3: unknown key; did you mean `width`?"),
+        ("pretrain.model.preset=jie-q", "preset 'jie-q' is not known"),
+        ("pretrain.schedule=cosin", "did you mean 'cosine'?"),
+        ("pretrain.epochs=2", "set exactly one of num_steps and epochs"),
+        ("pretrain.warmup_steps=10", "warmup_steps = 10 must be less than num_steps = 10"),
+        ("pretrain.decay_fraction=0.5", "decay_fraction has no effect with schedule = 'cosine'"),
+        ("pretrain.model.num_heads=3", "num_heads = 3 does not divide width = 32"),
+        ("ppo.kl_horizon_episodes=5", "kl_horizon_episodes has no effect without target_kl"),
+        ("ppo.minibatch_rows=3", "minibatch_rows = 3 must divide rollout_rows = 8"),
+        ("ppo.inner_kl_limit=-1.0", "inner_kl_limit is -1.0; it must be above 0"),
+        ("ppo.top_k=3", "top_k = 3: unknown key"),
+        ("curate.languages=['fr']", "'fr' is not one of en, zh, other"),
+        ("curate.max_digit_fracton=0.1", "did you mean `max_digit_fraction`?"),
+        ("data.sources.novels.sha256=abc", "is not 64 hexadecimal digits"),
+        ("data.sources.novels.format=jsnl", "did you mean 'jsonl'?"),
+        ("run.dtype=float16", "must be 'auto', 'float32' or 'bfloat16'"),
+        ("tokenizer.vocab_size=100", "greater than or equal to 263"),
+        ("sft.sources=['worl']", "sources names 'worl'"),
+        ("sft.sources=[]", "sources is empty"),
+        ("reward.max_new_tokens=64", "max_new_tokens = 64 leaves no room for a prompt in context_tokens = 64"),
+        ("evaluate.prompts=['hi']", "prompts has no effect where the world asks"),
+        ("evaluate.kind=evalute", "did you mean 'evaluate'?"),
+        ("run.name='../up'", "name = '../up'"),
+    ],
+)
+def test_wrong_settings_are_refused(tmp_path: Path, override: str, expected: str) -> None:
+    text = refusal(tmp_path, override)
+    assert expected in text
+    assert "whole.toml" in text
+
+
+def test_preset_and_sizes(tmp_path: Path) -> None:
+    sizes = "[pretrain.model]\nwidth = 32\ndecoder_layers = 2\nnum_heads = 2\n"
+    preset = WHOLE.replace(sizes, '[pretrain.model]\npreset = "jie-s"\n')
+    model = parse_recipe(write(tmp_path, preset)).stages[2].settings.model
+    assert model.sizes() == PRESETS["jie-s"]
+    wider = parse_recipe(write(tmp_path, preset), ["pretrain.model.ffn_width=999"]).stages[2].settings.model
+    assert wider.sizes() == {**PRESETS["jie-s"], "ffn_width": 999}
+    same = f"pretrain.model.width={PRESETS['jie-s']['width']}"
+    assert "has no effect: preset 'jie-s' has it" in refusal(tmp_path, same, text=preset)
+    assert "missing: width" in refusal(tmp_path, text=WHOLE.replace("width = 32\n", ""))
+
+
+def test_sizes_left_out_are_derived(tmp_path: Path) -> None:
+    sizes = parse_recipe(write(tmp_path)).stages[2].settings.model.sizes()
+    assert sizes == {
+        "width": 32, "decoder_layers": 2, "num_heads": 2, "num_kv_heads": 2, "head_size": 16, "ffn_width": 96,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("removed", "needy"),
+    [("curate", "tokenizer"), ("tokenizer", "pretrain"), ("pretrain", "sft"), ("sft", "reward"), ("reward", "ppo")],
+)
+def test_a_missing_stage_is_named(tmp_path: Path, removed: str, needy: str) -> None:
+    text = refusal(tmp_path, text=without(removed))
+    assert f"[{needy}]" in text and f"add [{removed}]" in text
+
+
+def test_a_stage_in_the_wrong_place_is_told_to_move(tmp_path: Path) -> None:
+    block = "[tokenizer]\nvocab_size = 300\n"
+    text = WHOLE.replace(block, "") + "\n" + block
+    assert "[tokenizer] stands after it; move it up" in refusal(tmp_path, text=text)
+
+
+def test_sft_may_start_from_a_folder_but_not_beside_pretraining(tmp_path: Path) -> None:
+    text = """
+[sft]
+model = "some/folder"
+sources = ["world"]
+num_conversations = 9
+batch_rows = 2
+num_steps = 3
+learning_rate = 1e-4
+"""
+    assert parse_recipe(write(tmp_path, text)).stages[0].settings.model == "some/folder"
+    assert "would leave the pretrained model before it without effect" in refusal(tmp_path, "sft.model=some/folder")
+
+
+def test_sources_without_effect_are_refused(tmp_path: Path) -> None:
+    assert "[data.sources.novels]: no stage names it" in refusal(tmp_path, "curate.sources=['world']")
+    assert "[data.world]: no curate stage has" in refusal(tmp_path, "curate.sources=['novels']")
+    assert "did you mean 'novels'" in refusal(tmp_path, "curate.sources=['novel']")
+    missing = WHOLE.replace("[data.world]\nmegabytes = 1\n", "")
+    assert "say how much of it" in refusal(tmp_path, text=missing)
+    assert "num_conversations is required" in refusal(tmp_path, text=WHOLE.replace("num_conversations = 50\n", ""))
+
+
+def test_two_stages_of_a_kind_have_names_of_their_own(tmp_path: Path) -> None:
+    more = WHOLE.replace("[reward]", '[polish]\nkind = "sft"\nsources = ["world"]\nnum_conversations = 5\n'
+                         "batch_rows = 1\nnum_steps = 1\nlearning_rate = 1e-4\n\n[reward]")  # fmt: skip
+    stages = parse_recipe(write(tmp_path, more)).stages
+    assert [stage.name for stage in stages if stage.kind == "sft"] == ["sft", "polish"]
+
+
+def test_other_faults_of_the_file(tmp_path: Path) -> None:
+    assert "[pretran]: kind = 'pretran' is no kind of stage; did you mean 'pretrain'?" in refusal(
+        tmp_path, text=WHOLE.replace("[pretrain]", "[pretran]").replace("[pretrain.model]", "[pretran.model]")
+    )
+    assert "seed = 1 stands outside a table" in refusal(tmp_path, text="seed = 1\n" + WHOLE)
+    assert "has no stage" in refusal(tmp_path, text="[run]\nseed = 1\n")
+    assert "has no table [stf]; did you mean [sft]?" in refusal(tmp_path, "stf.epochs=2")
+    with pytest.raises(UsageError, match="table.key=value"):
+        parse_recipe(write(tmp_path), ["run.seed"])
+
+
+def test_every_kind_has_settings_and_needs() -> None:
+    assert set(STAGE_SETTINGS) == set(NEEDS)
+
+
+def test_ppo_settings_are_those_of_the_floor_below() -> None:
+    ours = PpoSettings.model_fields
+    for field in dataclasses.fields(PPOConfig):
+        assert field.name in ours, field.name
+        if not ours[field.name].is_required():
+            assert ours[field.name].default == field.default, field.name
+
+
+def test_curation_rules_are_those_of_the_floor_below(tmp_path: Path) -> None:
+    settings = parse_recipe(write(tmp_path), ["curate.min_characters=11"]).stages[0].settings
+    assert settings.rules() == CurateConfig(min_characters=11)
+
+
+def test_plan_covers_every_stage_and_grows_with_the_work(tmp_path: Path) -> None:
+    runtime = detect("cpu", "float32")
+    path = write(
+        tmp_path, without("data").replace('["world", "novels"]', '["world"]').replace("heldout_fraction = 0.1", "")
+    )
+    path.write_text(path.read_text().replace("[curate]", "[data.world]\nmegabytes = 1\n\n[curate]"))
+    plan = plan_recipe(parse_recipe(path), runtime, 1e11)
+    assert list(plan["stages"]) == list(NEEDS)
+    assert plan["totals"]["complete"] and plan["totals"]["seconds"] > 0
+    assert plan["stages"]["pretrain"]["tokens"] == 10 * 4 * 64
+    twice = plan_recipe(parse_recipe(path, ["pretrain.num_steps=20"]), runtime, 1e11)
+    assert twice["stages"]["pretrain"]["flops"] == 2 * plan["stages"]["pretrain"]["flops"]
+    assert twice["stages"]["pretrain"]["seconds"] == pytest.approx(2 * plan["stages"]["pretrain"]["seconds"])
+
+
+def test_plan_says_what_it_cannot_know(tmp_path: Path) -> None:
+    plan = plan_recipe(parse_recipe(write(tmp_path)), detect("cpu", "float32"), 1e11)
+    assert plan["stages"]["curate"]["seconds"] is None  # novels.txt is not on this machine
+    assert plan["totals"]["complete"] is False
+
+
+def test_bytes_per_token_is_one_without_merges() -> None:
+    assert bytes_per_token(263) == 1.0
+    assert bytes_per_token(2 * 263) == pytest.approx(1.55)
+    assert bytes_per_token(10**9) == 4.5
