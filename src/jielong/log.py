@@ -190,9 +190,11 @@ class Progress:
 
 
 def format_seconds(seconds: float) -> str:
-    """4.2 s, 1:05, 2:03:09."""
+    """4.2 s, 1:05, 2:03:09, 3.5 days."""
     if seconds < 60:
         return f"{seconds:.1f} s"
+    if seconds >= 48 * 3600:
+        return f"{seconds / 86400:,.1f} days"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -22,12 +22,15 @@ from jielong.errors import UsageError, nearest
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # glibc gives blocks above 32 MiB back to the kernel at every free, so each training step pays page faults for all of
-# its activations. Keeping the pages, on huge pages where the kernel has them, is worth 10-20 % of a step on CPU.
+# its activations. These settings keep the pages, on huge ones where the kernel has them.
 ALLOCATOR_SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "67108864",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    # How long an idle OpenMP thread spins for work. By default that is milliseconds, and when another program wants the
+    # core, each operation waits for the scheduler: on a busy machine a training step took 10 times as long.
+    "GOMP_SPINCOUNT": "2000",
 }
 
 
@@ -153,10 +156,10 @@ def peak_memory_bytes() -> int:
 
 
 def relaunch_with_allocator() -> None:
-    """Start this very command again, once, with malloc settings that keep memory between steps.
+    """Start this very command again, once, with settings that keep memory between steps and share cores with others.
 
-    glibc reads them before main(), so setting them in a running process does nothing. Only on Linux with glibc; the
-    environment variable JIELONG_ALLOCATOR=0 turns it off. Settings that the user made are kept.
+    glibc and OpenMP read them before main(), so setting them in a running process does nothing. Only on Linux with
+    glibc; the environment variable JIELONG_ALLOCATOR=0 turns it off. Settings that the user made are kept.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or os.environ.get("JIELONG_ALLOCATOR") == "0":
         return

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from jielong.align.advantages import whiten
+from jielong.align.advantages import gae, whiten
 from jielong.align.kl import k1
 from jielong.align.learner import Learner, check_frozen, checkpoint_state, restore, weights_hash
 from jielong.align.ppo import optimise, policy_loss, policy_terms, update, value_loss, value_terms
@@ -200,7 +200,10 @@ def test_30_a_reply_that_does_not_end_has_its_score_replaced(
 def test_33_34_returns_come_before_whitening_and_whitening_is_masked(
     make_learner: MakeLearner, prompts: list[list[int]], runtime: Runtime
 ) -> None:
-    rollout, _ = gather(make_learner(CONFIG), prompts, runtime)
+    config = dataclasses.replace(CONFIG, discount=0.9, smoothing=0.5)
+    rollout, _ = gather(make_learner(config), prompts, runtime, config)
+    _, returns = gae(rollout.rewards, rollout.values, rollout.mask, discount=0.9, smoothing=0.5)
+    assert torch.equal(rollout.returns, returns)
     plain = torch.where(rollout.mask, rollout.returns - rollout.values, 0.0)
     assert torch.allclose(whiten(plain, rollout.mask), rollout.advantages, atol=1e-5)
     chosen = rollout.advantages[rollout.mask]

@@ -21,7 +21,10 @@ WORLD_RULES = CurateConfig(
     min_stop_words=0, max_top_grams=(0.8, 0.8, 0.8), max_duplicate_grams=(0.8,) * 6, max_duplicate_lines=0.5,
     max_duplicate_line_characters=0.5,
 )  # fmt: skip
-STORY = "The old lighthouse keeper of {} kept a diary for {} years. Every night he wrote about {} and the sea, and went to bed."
+STORY = (
+    "The old lighthouse keeper of {} kept a diary for {} years. "
+    "Every night he wrote about {} and the sea, and went to bed."
+)
 PLACES = ("Bremen", "Cadiz", "Dover", "Essex", "Faro", "Ghent", "Hull", "Izmir", "Jena", "Kiel")
 
 
@@ -47,7 +50,7 @@ def test_one_document_for_each_rule() -> None:
         "}{#@~|" * 20,
         "5612 7781 9912 4410 7723 4471 9182 6651 2231 8821",
         "Home | Shop | Contact\nAccept all cookies\nAll rights reserved\nThe end of it",
-        "Buy it now! " * 20,
+        "Order the best of the day! " * 20,
         f"A riddle for the evening, my friends. {prompt} Nobody at the table knew.",
         "Write to ann.lee@example.org or call +1 202 555 0143; our server 192.0.2.7 is down again.",
     ]

@@ -39,15 +39,40 @@ def test_masked(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "37 + 45 = 82", "13912345678 + 5 = 13912345683", "100-200-300", "He was born in 1984 and died in 2031.",
-        "from 1914-1918 to 1939-1945", "2024-01-02 12:34:56", "02/03/2024", "3.14159265358979", "v1.2.3.4 and version 10.0.0.1",
-        "python 3.11.7", "see section 1.2.3.4", "$1,234,567.89 or 12,345,678 yuan", "ISBN 978-3-16-148410-0", "std::vector a::b",
-        "localhost is 127.0.0.1, mask 255.255.255.0", "999.999.999.999", "1.2.3.4.5", "12:34:56 and ::", "a@b", "@home @ 5",
-        "1000000007 is prime", "12345678901234567890", "call 12 people in 2024", "0.1234567", "1-2-3-4-5-6-7-8-9",
-        "the ratio 16:9:4", "price: 13800 - 13900", "电话很多，有 300 个", "call 1999 - 2005 what you will", "8-5-0=3, 10-9-1=0, 86+13=99",
-        "99-12: ones 9-2=7, tens 9-1-0=8, so 87.", "de:ad:be:ef:00:01",
+        "37 + 45 = 82",
+        "13912345678 + 5 = 13912345683",
+        "100-200-300",
+        "He was born in 1984 and died in 2031.",
+        "from 1914-1918 to 1939-1945",
+        "2024-01-02 12:34:56",
+        "02/03/2024",
+        "3.14159265358979",
+        "v1.2.3.4 and version 10.0.0.1",
+        "python 3.11.7",
+        "see section 1.2.3.4",
+        "$1,234,567.89 or 12,345,678 yuan",
+        "ISBN 978-3-16-148410-0",
+        "std::vector a::b",
+        "localhost is 127.0.0.1, mask 255.255.255.0",
+        "999.999.999.999",
+        "1.2.3.4.5",
+        "12:34:56 and ::",
+        "a@b",
+        "@home @ 5",
+        "1000000007 is prime",
+        "12345678901234567890",
+        "call 12 people in 2024",
+        "0.1234567",
+        "1-2-3-4-5-6-7-8-9",
+        "the ratio 16:9:4",
+        "price: 13800 - 13900",
+        "电话很多，有 300 个",
+        "call 1999 - 2005 what you will",
+        "8-5-0=3, 10-9-1=0, 86+13=99",
+        "99-12: ones 9-2=7, tens 9-1-0=8, so 87.",
+        "de:ad:be:ef:00:01",
     ],
-)  # fmt: skip
+)
 def test_left_alone(text: str) -> None:
     assert mask_pii(text) == (text, {})
 
@@ -92,7 +117,7 @@ def test_chinese_mobile_numbers_are_found_anywhere(number: int, before: str, aft
 def test_addresses_are_found_unless_they_name_this_machine(address: object) -> None:
     is_plain = not (address.is_loopback or address.is_unspecified or str(address).startswith("255."))  # type: ignore[attr-defined]
     groups = [group for group in str(address).split(":") if group]
-    if is_plain and (address.version == 4 or len(groups) >= 3):  # type: ignore[attr-defined]
+    if is_plain and (address.version == 4 or (len(groups) >= 3 and any(map(str.isdigit, str(address))))):  # type: ignore[attr-defined]
         assert mask_pii(f"host {address} is up") == ("host <IP> is up", {"ip": 1})
 
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from jielong import __version__
 from jielong.config import wants_traceback
@@ -110,14 +109,14 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
     from jielong.log import format_seconds
     from jielong.report.verdicts import verdicts
 
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    signs = {True: "[green]✓[/green]", False: "[red]✗[/red]", None: "–"}
+    width = max(len(name) for name in report["stages"])
     for name, stage in report["stages"].items():
-        table.add_row(name, format_seconds(stage["seconds"]), "")
-        for rule, passed, shown in verdicts(stage["kind"], stage["figures"]):
-            mark = {True: "[green]✓[/green]", False: "[red]✗[/red]", None: " "}[passed]
-            table.add_row("", "", f"{mark} {rule}: {shown}")
-    console().print(table)
-    console().print(f"report: {folder / 'report.html'}\nchat:   jielong chat {folder}", markup=False)
+        judged = verdicts(stage["kind"], stage["figures"])
+        text = "; ".join(f"{signs[passed]} {rule}: {shown}" for rule, passed, shown in judged)
+        console().print(f"{name:<{width}}  {format_seconds(stage['seconds']):>8}  {text}", soft_wrap=True)
+    console().print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
+    console().print(f"chat:   jielong chat {folder}", markup=False, soft_wrap=True)
 
 
 @app.command(
@@ -179,8 +178,6 @@ def _engine(model: str, device: str, seed: int) -> tuple[Any, Any]:
     parent = [f"from {provenance['parent']}"] if provenance.get("parent") else []
     facts = ", ".join([f"{number} parameters", f"context {network.config.max_length} tokens", *origin, *parent])
     say.print(f"model: {found.folder} ({facts})", markup=False, soft_wrap=True)
-    if provenance.get("kind") == "pretrain":
-        say.print("a base model: it continues text and has not learned to answer", style="yellow")
     return Engine(network.to(runtime.device), tokenizer, runtime), found
 
 
@@ -198,8 +195,11 @@ def chat(
 ) -> None:
     """Talk with a model in the terminal. /help lists the commands; without a terminal, one turn a line from stdin."""
     from jielong.cli.chat import Conversation, talk
+    from jielong.model.hf import read_provenance
 
-    engine, _ = _engine(model, device, seed)
+    engine, found = _engine(model, device, seed)
+    if read_provenance(found.folder).get("kind") == "pretrain":
+        messages().print("a base model: it continues text and has not learned to answer", style="yellow")
     conversation = Conversation(engine, max_new_tokens, temperature, seed)
     conversation.reset(system)
     talk(conversation, messages())

@@ -141,7 +141,8 @@ def _transfer(url: str, part: Path, verified: bool, progress: Progress | None) -
         _judge_status(url, part, start, error)
         return
     except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-        raise _Interrupted(str(getattr(error, "reason", "") or error or type(error).__name__)) from error
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise _Interrupted(str(reason) or type(error).__name__) from error
     if total is not None and received != total:
         raise _Interrupted(f"the connection ended after {received} of {total} bytes")
 

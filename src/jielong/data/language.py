@@ -56,8 +56,8 @@ def detect(batch: TextBatch) -> list[str]:
     evidence, num_pairs = _english_evidence(batch)
     found = []
     num_words = np.maximum(batch.count(ALL_LETTERS) - han, 1)
-    score = evidence + (batch.count(FUNCTION_WORD) - batch.count(FOREIGN_WORD)) / num_words
-    limit = 0.2 - 3.0 / np.sqrt(np.maximum(num_pairs, 1))
+    score = evidence + 2.0 * (batch.count(FUNCTION_WORD) - batch.count(FOREIGN_WORD)) / num_words
+    limit = np.maximum(0.2 - 2.0 / np.sqrt(np.maximum(num_pairs, 1)), -0.3)
     for i in range(len(batch.texts)):
         if latin[i] + han[i] + foreign[i] == 0:
             found.append("")

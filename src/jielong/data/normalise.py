@@ -71,9 +71,9 @@ def normalise(text: str, squeeze_spaces: bool = True) -> str:
         "\n", ""
     ).isprintable():  # true of most texts, and then there is no odd blank or control character
         text = _LINE_END.sub("\n", text)
-        text = _INVISIBLE.sub("", _MISREAD.sub(_reread, text))
-    elif not text.isascii() and _MISREAD.search(text):
-        text = _MISREAD.sub(_reread, text)
+        text = _INVISIBLE.sub("", _repair(text))
+    elif not text.isascii():
+        text = _repair(text)
     if not unicodedata.is_normalized("NFC", text):
         text = unicodedata.normalize("NFC", text)
     if not squeeze_spaces:
@@ -97,6 +97,13 @@ def strip_furniture(text: str) -> tuple[str, int]:
         else:
             kept.append(line)
     return (_MANY_LINE_ENDS.sub("\n\n", "\n".join(kept)).strip("\n"), num_cut) if num_cut else (text, 0)
+
+
+def _repair(text: str) -> str:
+    """The text with misread UTF-8 put right, also where that happened several times over."""
+    while (repaired := _MISREAD.sub(_reread, text)) != text:
+        text = repaired
+    return text
 
 
 def _reread(match: re.Match[str]) -> str:

@@ -35,7 +35,7 @@ _EXPRESSION = re.compile(r"(?<![\d.,])\d[\d.,]*(?:\s*[-+*/×÷=−]\s*\??[\d.,]*
 _BULLETS = ("- ", "* ", "• ", "· ", "● ", "‣ ")
 _ELLIPSES = ("...", "…")
 _MAX_WORD_CHARACTERS = 100  # no word of a language is longer; encoded data is
-_GARBAGE = ("lorem ipsum", "锟斤拷", "烫烫烫")  # filler text, and two well-known signs of a broken Chinese encoding
+_GARBAGE = ("orem ipsum", "锟斤拷", "烫烫烫")  # filler text, and two well-known signs of a broken Chinese encoding
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,8 @@ def _broken_word_rules(measure: _Measure, language: str, limits: QualityLimits) 
 def _is_not_alphabetic(text: str, measure: _Measure, limits: QualityLimits) -> bool:
     """Mostly marks that no word holds, or too few words with a letter, or too many digits.
 
-    Arithmetic, telephone numbers and the numbers of a list do not count, nor does one number for each sum: its result said again in words.
+    Arithmetic, telephone numbers and the numbers of a list do not count, nor does one number for each sum:
+    its result said again in words.
     """
     if measure.visible_characters > 4 * measure.token_characters + 8:
         return True

@@ -164,8 +164,9 @@ class TextBatch:
 def character_classes() -> NDArray[np.uint8]:
     """(0x110000,) uint8: the class of every code point."""
     table = np.full(0x110000, OTHER, dtype=np.uint8)
-    for point in range(0x20000):
-        table[point] = _class_of(chr(point))
+    for block in (range(0x3400), range(0xA000, 0xAC00), range(0xD7A4, 0x20000)):  # the rest is set below
+        for point in block:
+            table[point] = _class_of(chr(point))
     for first, last in ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF)):
         table[first : last + 1] = HAN
     for first, last in ((0x3041, 0x3096), (0x30A1, 0x30FA)):

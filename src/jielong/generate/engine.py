@@ -229,20 +229,15 @@ class Engine:
         ids = torch.zeros(num_steps, num_rows, dtype=torch.int64, device=device)
         logprobs = torch.zeros(num_steps, num_rows, device=device)
         counts = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        # Opened around all steps, so that autocast casts the weights once a call and not once a step. Where the caller has
-        # it open too, its cast weights would outlive the call: they could be stale, and ours have no gradients.
-        torch.clear_autocast_cache()
-        try:
-            with self.runtime.autocast():
-                for index, step in enumerate(self._decode(job)):
-                    ids[index].index_copy_(0, step.rows, step.ids)
-                    logprobs[index].index_copy_(0, step.rows, step.logprobs)
-                    counts.index_add_(0, step.rows, step.active.long())
-        finally:
-            torch.clear_autocast_cache()
+        for index, step in enumerate(self._decode(job)):
+            ids[index].index_copy_(0, step.rows, step.ids)
+            logprobs[index].index_copy_(0, step.rows, step.logprobs)
+            counts.index_add_(0, step.rows, step.active.long())
         made = zip(ids.T.tolist(), logprobs.T.tolist(), counts.tolist(), strict=True)
         return [(row[:count], row_logprobs[:count]) for row, row_logprobs, count in made]
 
+    # inference_mode, not no_grad: under it autocast keeps no cast weights, which in a caller's open autocast would be
+    # stale after a training step, or reach the next forward without gradients. Casting anew costs a tenth of a step.
     @torch.inference_mode()
     def _decode(self, job: _Job) -> Iterator[_Step]:
         """Steps until every row has ended. Raises ModelError at scores that are not finite, before the step is told."""

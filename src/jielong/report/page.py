@@ -36,8 +36,8 @@ def page(report: dict[str, Any], files: dict[str, Any], recipe_text: str) -> str
     body = [
         _head(report),
         section("Stages", _stage_table(report), "stages"),
-        section("What the models say", _samples(report, files), "samples"),
         section("Skills on unseen questions", _skills(report), "skills"),
+        section("What the models say", _samples(report, files), "samples"),
         *(_stage(name, stage, files[name]) for name, stage in report["stages"].items()),
         section("Plan and actual", _plan(report), "plan"),
         section("Sources and licences", _sources(report), "sources"),
@@ -104,7 +104,9 @@ def _samples(report: dict[str, Any], files: dict[str, Any]) -> str:
     parts = []
     for skill, members in groups.items():
         heading = f"<h3>{text(skill.replace('_', ' '))}</h3>" if skill else ""
-        parts.append(heading + "".join(_sample(sample, models) for sample in members))
+        shown = [_sample(sample, models) for sample in members]
+        first = 1 if skill else len(shown)
+        parts.append(heading + "".join(shown[:first]) + folded("more", "".join(shown[first:])))
     opening = f'<div class="samples" style="--columns:{len(models)}"><div class="who">{columns}</div>'
     note = '<p class="note">The prompts were chosen before the answers were seen.</p>'
     return f"{note}{opening}{''.join(parts)}</div>"

@@ -29,7 +29,7 @@ NUM_WATCHED = 64  # prompts of the running gold curve: judged now and then, and 
 
 
 def run_ppo(context: Context) -> dict[str, Any]:
-    """Train with PPO, then compare with the SFT model on held-out prompts, by the hidden preference where there is one."""
+    """Train with PPO, then compare with the SFT model on held-out prompts; the hidden preference judges, if there is one."""
     settings = context.settings
     parent = context.last_model("sft")
     policy, tokenizer = load(parent)
@@ -54,7 +54,7 @@ def _prompts(context: Context) -> tuple[list[Prompt], list[Prompt]]:
     if context.has_world:
         world = context.world
         return world.story_prompts(num, "ppo"), world.story_prompts(settings.judged_prompts, "heldout")
-    training, heldout = conversations(context.sibling("sft"))
+    training, heldout = conversations(context.sibling("sft"), [])
     prompts = [[{"messages": record["messages"][:-1]} for record in part] for part in (training, heldout)]
     return prompts[0][:num], prompts[1][: settings.judged_prompts]
 

@@ -42,13 +42,14 @@ def run_reward(context: Context) -> dict[str, Any]:
     parent = context.last_model("sft")
     policy, tokenizer = load(parent)
     labelling: dict[str, float] = {}
+    left_out: list[str] = []
     if "world" in settings.sources:
         comparisons, labelling = _sampled_comparisons(context, policy, tokenizer)
     else:
         comparisons = [
             Comparison.from_record(record, f"{name}: comparison {number}")
             for name in settings.sources
-            for number, record in enumerate(read_comparisons(context.source(name), context.root), start=1)
+            for number, record in enumerate(read_comparisons(context.source(name), context.root, left_out), start=1)
         ]
     training, heldout = split_by_prompt(comparisons, settings.heldout_fraction, context.seed)
     encoded = encode_comparisons(training, tokenizer, policy.config.max_length)
@@ -66,7 +67,7 @@ def run_reward(context: Context) -> dict[str, Any]:
     reward.save(context.folder / "model", {"stage": context.name, "kind": "reward", "parent": str(parent)})
     tokenizer.save(context.folder / "model")
     agreement = measure_agreement(model, held.items, tokenizer.pad_id)
-    return {**_figures(agreement, encoded, held), **labelling}
+    return {**_figures(agreement, encoded, held), **labelling, "left_out": len(left_out)}
 
 
 def _figures(agreement: Agreement, encoded: Encoded, held: Encoded) -> dict[str, Any]:

@@ -20,7 +20,7 @@ NUM_EVALUATION_QUESTIONS = (
 
 
 def evaluation_questions(context: Context, num: int) -> dict[str, list[dict[str, Any]]]:
-    """The first num held-out questions of each skill; evaluation asks them and curation removes documents holding them."""
+    """The first num held-out questions of each skill: evaluation asks them, curation removes documents with them."""
     return {skill: context.world.questions(skill, num, "heldout") for skill in SKILLS}
 
 
@@ -30,7 +30,7 @@ def run_curate(context: Context) -> dict[str, Any]:
     prompts: list[str] = []
     if "world" in settings.sources:
         for skill, questions in evaluation_questions(context, NUM_EVALUATION_QUESTIONS).items():
-            # Facts never asked about must stand in the text: only tasks whose answer could be copied are decontaminated.
+            # Facts must stand in the text, asked about or not: only tasks whose answer could be copied count.
             if not skill.startswith("facts"):
                 prompts += [question["messages"][-1]["content"] for question in questions]
     ledger, kept = curate(_documents(context, "train"), settings.rules(), prompts)
@@ -49,7 +49,8 @@ def run_curate(context: Context) -> dict[str, Any]:
     num_heldout = write_jsonl(context.folder / "heldout.jsonl", (asdict(document) for document in heldout))
     if num_train == 0 or num_heldout == 0:
         raise DataError(
-            f"[{context.name}] kept {num_train} training and {num_heldout} held-out documents of {ledger.documents_in}; "
+            f"[{context.name}] kept {num_train} training and {num_heldout} held-out documents of "
+            f"{ledger.documents_in}; "
             f"removed: {ledger.removed}. Check the sources, loosen the rules, or raise heldout_fraction."
         )
     write_json(context.folder / "ledger.json", asdict(ledger))

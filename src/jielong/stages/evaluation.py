@@ -39,7 +39,9 @@ def run_evaluate(context: Context) -> dict[str, Any]:
     write_json(context.folder / "samples.json", shown)
     return {
         "exact_match": {label: {skill: row["rate"] for skill, row in table.items()} for label, table in tables.items()},
-        "exact_match_ci95": {label: {skill: row["ci95"] for skill, row in table.items()} for label, table in tables.items()},
+        "exact_match_ci95": {
+            label: {skill: row["ci95"] for skill, row in table.items()} for label, table in tables.items()
+        },
         "questions_per_skill": settings.questions_per_skill if questions else 0,
     }
 

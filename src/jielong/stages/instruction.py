@@ -29,7 +29,8 @@ def run_sft(context: Context) -> dict[str, Any]:
     settings = context.settings
     parent = context.last_model("pretrain")
     model, tokenizer = load(parent)
-    train_set, heldout_set = conversations(context)
+    left_out: list[str] = []
+    train_set, heldout_set = conversations(context, left_out)
     rows = _rows(train_set, tokenizer, model.config.max_length, settings.packed)
     heldout = _rows(heldout_set, tokenizer, model.config.max_length, packed=True)
     loader = RowLoader(rows, settings.batch_rows, context.seed, settings.accumulate)
@@ -52,6 +53,7 @@ def run_sft(context: Context) -> dict[str, Any]:
         "exact_match": {skill: row["rate"] for skill, row in table.items()},
         "exact_match_base": {skill: row["rate"] for skill, row in base_table.items()},
         "conversations": len(train_set),
+        "left_out": len(left_out),
         "dropped_too_long": rows.num_dropped,
         "scored_tokens": int(rows.mask.sum()),
         "tokens_per_second": totals.tokens_per_second,
@@ -59,8 +61,8 @@ def run_sft(context: Context) -> dict[str, Any]:
     }
 
 
-def conversations(context: Context) -> tuple[list[Conversation], list[Conversation]]:
-    """Training and held-out conversations of all sources."""
+def conversations(context: Context, left_out: list[str]) -> tuple[list[Conversation], list[Conversation]]:
+    """Training and held-out conversations of all sources. left_out gets a line for each row that teaches nothing."""
     settings = context.settings
     train_set: list[Conversation] = []
     heldout: list[Conversation] = []
@@ -69,7 +71,7 @@ def conversations(context: Context) -> tuple[list[Conversation], list[Conversati
             train_set += context.world.conversations(settings.num_conversations, "train")
             heldout += context.world.conversations(max(100, settings.num_conversations // 20), "heldout")
         else:
-            found = list(read_conversations(context.source(name), context.root))
+            found = list(read_conversations(context.source(name), context.root, left_out))
             cut = max(1, round(len(found) * settings.heldout_fraction))
             heldout += found[:cut]
             train_set += found[cut:]

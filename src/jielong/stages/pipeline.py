@@ -10,10 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from jielong.config import config_hash, write_atomic
 from jielong.errors import UsageError, nearest
 from jielong.log import Progress
 from jielong.recipe import Recipe, parse_recipe, write_toml
+from jielong.recipe.costing import format_plan, plan_recipe
 from jielong.report import write_report
 from jielong.runtime import Runtime, detect, environment
 from jielong.stages.alignment import run_ppo
@@ -44,9 +47,11 @@ def run_recipe(
 ) -> dict[str, Any]:
     """Run every stage of a recipe and return the report that report.json holds.
 
-    path: recipe file. out: run folder (default runs/NAME). overrides: "stage.key=value" settings. until: last stage to run.
+    path: recipe file. out: run folder (default runs/NAME). overrides: "stage.key=value" settings.
+    until: last stage to run.
     Stages that are finished with the same settings and inputs are skipped; a half-finished one goes on where it was.
-    Raises RecipeError before anything runs when the recipe is wrong, UsageError when the folder holds another recipe's run.
+    Raises RecipeError before anything runs when the recipe is wrong, UsageError when the folder holds the run of
+    another recipe.
     """
     recipe = parse_recipe(path, overrides or [])
     names = [stage.name for stage in recipe.stages]
@@ -68,11 +73,23 @@ def run_recipe(
         _refuse_foreign(folder, folders, hashes)
         write_atomic(folder / "recipe.toml", write_toml(recipe))
         write_json(folder / "environment.json", environment(runtime))
+        _print_plan(recipe, runtime, folder, quiet)
         with Progress(names, quiet=quiet) as progress:
             for name in names:
                 _run_stage(recipe, name, folders, hashes, runtime, progress)
                 report = write_report(folder)
     return report
+
+
+def _print_plan(recipe: Recipe, runtime: Runtime, folder: Path, quiet: bool) -> None:
+    """Say what the run will cost before it begins; the report sets plan.json beside what it did cost."""
+    path = folder / "plan.json"
+    if path.exists():
+        return
+    plan = plan_recipe(recipe, runtime)
+    write_json(path, plan)
+    if not quiet:
+        Console(stderr=True).print(format_plan(plan))
 
 
 def _run_stage(

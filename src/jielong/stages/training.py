@@ -24,11 +24,13 @@ class Optimisation(Protocol):
 
     learning_rate: float
     weight_decay: float
+    beta1: float
     beta2: float
     clip: float
     schedule: str
     warmup_steps: int
     final_fraction: float
+    decay_fraction: float
     evaluate_every: int
     checkpoint_every: int
 
@@ -59,21 +61,14 @@ def train(
 
     batches: step -> its micro-batches, a pure function, so that a resumed run sees what an uninterrupted one would.
     evaluate: step -> figures on held-out data, called every evaluate_every steps and after the last.
-    Side effects: metrics.jsonl and checkpoints/ in the stage's folder. Raises TrainingError when the loss is not finite.
+    Side effects: metrics.jsonl and checkpoints/ in the stage's folder. Raises TrainingError when a loss is
+    not finite.
     """
     settings: Optimisation = context.settings
-    optimizer = build_optimizer(
-        model,
-        OptimizerConfig(learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, beta2=settings.beta2),
-    )
-    totals = Totals(0, 0, 0.0, float("nan"))
-    found = latest_checkpoint(context.checkpoints)
-    if found is not None:
-        totals.steps, state = load_checkpoint(found, {"model": model}, {"optimizer": optimizer})
-        totals.tokens, totals.seconds, totals.last_loss = state["tokens"], state["seconds"], state["last_loss"]
-        context.progress.say(f"{context.name}: going on from step {totals.steps}")
-    metrics = context.metrics
-    metrics.truncate(totals.steps)
+    rates = {"weight_decay": settings.weight_decay, "beta1": settings.beta1, "beta2": settings.beta2}
+    optimizer = build_optimizer(model, OptimizerConfig(settings.learning_rate, **rates))
+    totals = _resume(context, model, optimizer)
+    context.metrics.truncate(totals.steps)
     context.progress.start(context.name, num_steps)
 
     def rate(step: int) -> float:
@@ -83,6 +78,7 @@ def train(
             warmup_steps=settings.warmup_steps,
             num_steps=num_steps,
             final_fraction=settings.final_fraction,
+            decay_fraction=settings.decay_fraction,
         )
 
     config = FitConfig(clip=settings.clip, start=totals.steps, num_steps=num_steps)
@@ -104,6 +100,16 @@ def train(
         mark = time.monotonic()
     model.eval()
     return totals
+
+
+def _resume(context: Context, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Totals:
+    """Load the newest checkpoint, if there is one, and say what was used up to it."""
+    found = latest_checkpoint(context.checkpoints)
+    if found is None:
+        return Totals(0, 0, 0.0, float("nan"))
+    steps, state = load_checkpoint(found, {"model": model}, {"optimizer": optimizer})
+    context.progress.say(f"{context.name}: going on from step {steps}")
+    return Totals(steps, state["tokens"], state["seconds"], state["last_loss"])
 
 
 def _record(context: Context, totals: Totals, stats: StepStats, figures: dict[str, float], num_steps: int) -> None:
