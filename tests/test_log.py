@@ -121,7 +121,8 @@ def test_live_display_shows_strip_and_step(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(4.24, "4.2 s"), (65, "1:05"), (7389.4, "2:03:09"), (59.97, "60.0 s"), (302400, "3.5 days")]
+    ("seconds", "text"),
+    [(4.24, "4.2 s"), (59.97, "60.0 s"), (65, "1:05"), (7389.4, "2:03:09"), (302400, "3.5 days")],
 )
 def test_format_seconds(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text

@@ -75,10 +75,9 @@ def run_folder(tmp_path: Path) -> Path:
         log = MetricsLog(folder / "metrics.jsonl")
         for step in range(1, 30):
             value = 5.0 / step
-            log.write(
-                step, loss_nats=value, heldout_loss_nats=value, heldout_bits_per_byte=value, tokens_per_second=2e4
-            )
-            log.write(step, heldout_accuracy=0.6, proxy_reward=value, gold_reward=value, kl_nats_per_reply=value)
+            log.write(step, loss_nats=value, heldout_loss_nats=value, heldout_bits_per_byte=value)
+            log.write(step, heldout_accuracy=0.6, tokens_per_second=2e4)
+            log.write(step, proxy_reward=value, gold_reward=value, kl_nats_per_reply=value, reply_tokens=30.0)
     (tmp_path / "01-curate" / "ledger.json").write_text(
         json.dumps({"removed": {"near_duplicate": 7, "too_short": 3}, "examples": {"too_short": ["<i>hm</i>"]}})
     )

@@ -1,7 +1,7 @@
 """jielong (接龙): from raw text to an aligned chat, in one package.
 
-The names below are the promised interface; everything else is reachable but may change. They are imported when first used, so
-that `import jielong` and `jielong --help` do not wait for torch.
+The names below are the promised interface; everything else is reachable but may change. They are imported when first
+used, so that `import jielong` and `jielong --help` do not wait for torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jielong.recipe import parse_recipe as parse_recipe
     from jielong.runtime import Runtime as Runtime
     from jielong.runtime import detect as detect
-    from jielong.stages.pipeline import run_recipe as run
+    from jielong.stages.pipeline import run_recipe as run  # noqa: F401
     from jielong.tokenizer.chat import render as render
     from jielong.tokenizer.tokenizer import Tokenizer as Tokenizer
     from jielong.train.loop import fit as fit

@@ -235,13 +235,15 @@ def test_16_head_starts_small_and_without_bias(make_model: Make) -> None:
     assert torch.equal(reward.layers[1].ffn.down.weight, policy.layers[1].ffn.down.weight)
 
 
-def test_17_normalisation_survives_the_folder(scorer: Transformer, tmp_path: Path) -> None:
+def test_17_normalisation_survives_the_folder(
+    scorer: Transformer, byte_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     rows = [[n, n + 1, 2 * n + 1, 7][: 2 + n % 3] for n in range(40)]
     batches = [(tokens, ends) for tokens, _, ends in (pad_rows(part, 256) for part in (rows[:25], rows[25:]))]
     reward = RewardModel(scorer)
     raw_mean, raw_deviation = reward.normalise(batches)
     assert reward.gain == pytest.approx(1 / raw_deviation) and reward.bias == pytest.approx(-raw_mean / raw_deviation)
-    reward.save(tmp_path, {"stage": "reward"})
+    reward.save(byte_tokenizer, tmp_path, {"stage": "reward"})
     loaded = RewardModel.load(tmp_path)
     scores, again = (torch.cat([each.score(t, None, e) for t, e in batches]) for each in (reward, loaded))
     assert abs(float(again.mean())) < 0.05 and float(again.std(correction=0)) == pytest.approx(1.0, abs=1e-3)

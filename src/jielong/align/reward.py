@@ -16,7 +16,8 @@ from torch import Tensor
 
 from jielong.data.batch import PairBatch
 from jielong.errors import DataError, ModelError, TrainingError
-from jielong.model.hf import load_model, read_provenance, save_model
+from jielong.folder import save
+from jielong.model.hf import load_model, read_provenance
 from jielong.model.transformer import Transformer
 from jielong.runtime import derive_seed
 from jielong.tokenizer.chat import Message, render
@@ -255,15 +256,10 @@ class RewardModel:
             model.score.weight.mul_(self.gain)
         return model.requires_grad_(True)
 
-    def save(
-        self,
-        folder: Path,
-        extra: Mapping[str, object] | None = None,
-        token_ids: Mapping[str, int | list[int]] | None = None,
-    ) -> None:
-        """Write a model folder; gain and bias stand in its jielong.json. token_ids: see save_model."""
-        extra = {**(extra or {}), "reward": {"gain": self.gain, "bias": self.bias}}
-        save_model(self.model, folder, extra, token_ids)
+    def save(self, tokenizer: Tokenizer, folder: Path, provenance: Mapping[str, object] | None = None) -> None:
+        """Write a model folder with its tokenizer; gain and bias stand in its jielong.json."""
+        normalisation = {"gain": self.gain, "bias": self.bias}
+        save(self.model, tokenizer, folder, {**(provenance or {}), "reward": normalisation})
 
     @classmethod
     def load(cls, folder: Path) -> RewardModel:

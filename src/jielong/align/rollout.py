@@ -159,7 +159,10 @@ def final_scores(scores: Tensor, ended: Tensor, missing_eos_score: float | None)
     """(B,) scores, those of replies that did not end their turn REPLACED by missing_eos_score (None: left alone).
 
     ended: (B,) bool, by the reply's own last token; a stop token in the prompt does not count.
+    Raises TrainingError when a score, replaced or not, is not finite.
     """
+    if not bool(torch.isfinite(scores).all()):
+        raise TrainingError("a reward is not finite; look at the reward model")
     return scores if missing_eos_score is None else torch.where(ended, scores, missing_eos_score)
 
 
@@ -207,8 +210,6 @@ def collect(
     end_id = actors.tokenizer.end_id
     ended = torch.tensor([each.tokens[-1] == end_id for each in completions], device=runtime.device)
     scores = final_scores(read.scores, ended, config.missing_eos_score)
-    if not bool(torch.isfinite(scores).all()):
-        raise TrainingError("a reward is not finite; look at the reward model")
     rewards = token_rewards(scores, ends, k1(read.logprobs, read.ref_logprobs), mask, kl_coefficient)
     advantages, returns = gae(rewards, read.values, mask, discount=config.discount, smoothing=config.smoothing)
     rollout = Rollout(

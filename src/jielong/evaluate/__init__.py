@@ -1,0 +1,1 @@
+"""Judges: held-out likelihood, n-gram baselines, skills by exact match, and the hidden preference."""

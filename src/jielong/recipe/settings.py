@@ -275,7 +275,6 @@ class PpoSettings(Settings):
     watch_every: Count = 10  # iterations between points of the gold curve
     judged_prompts: Count = 200  # held-out prompts of the win rate, a seed
     judged_seeds: Annotated[int, Field(ge=3)] = 3
-    watch_every: Count = 10  # iterations, for the running curve of the hidden judge
     checkpoint_every: Count = 5  # iterations
 
     @model_validator(mode="after")

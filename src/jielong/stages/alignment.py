@@ -29,7 +29,7 @@ NUM_WATCHED = 64  # prompts of the running gold curve: judged now and then, and 
 
 
 def run_ppo(context: Context) -> dict[str, Any]:
-    """Train with PPO, then compare with the SFT model on held-out prompts; the hidden preference judges, if there is one."""
+    """Train with PPO, then compare with the SFT model on held-out prompts; the hidden preference judges."""
     settings = context.settings
     parent = context.last_model("sft")
     policy, tokenizer = load(parent)

@@ -64,8 +64,8 @@ def run_reward(context: Context) -> dict[str, Any]:
     train(context, model, bradley_terry, batches, settings.steps(steps_per_epoch), evaluate)
     reward = RewardModel(model.eval())
     reward.normalise(_reply_batches(encoded.items[:NUM_REFERENCE_REPLIES], tokenizer.pad_id))
-    reward.save(context.folder / "model", {"stage": context.name, "kind": "reward", "parent": str(parent)})
-    tokenizer.save(context.folder / "model")
+    provenance = {"stage": context.name, "kind": "reward", "parent": str(parent)}
+    reward.save(tokenizer, context.folder / "model", provenance)
     agreement = measure_agreement(model, held.items, tokenizer.pad_id)
     return {**_figures(agreement, encoded, held), **labelling, "left_out": len(left_out)}
 

@@ -39,7 +39,7 @@ class Context:
     @cached_property
     def world(self) -> World:
         """The embedded corpus generator; its seed follows the run's, so that run.seed changes every seed."""
-        return World(derive_seed(self.recipe.run.seed, "world") % 2**31)
+        return World(self.recipe.world_seed)
 
     @property
     def root(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from jielong.data.examples import read_conversations
@@ -27,7 +28,7 @@ NUM_QUESTIONS = 60  # per skill, for the figures of this stage; [evaluate] asks 
 def run_sft(context: Context) -> dict[str, Any]:
     """Fine-tune on conversations; loss on exactly the assistant's tokens and the end of each turn."""
     settings = context.settings
-    parent = context.last_model("pretrain")
+    parent = Path(settings.model) if settings.model is not None else context.last_model("pretrain")
     model, tokenizer = load(parent)
     left_out: list[str] = []
     train_set, heldout_set = conversations(context, left_out)

@@ -82,17 +82,13 @@ def train(
         )
 
     config = FitConfig(clip=settings.clip, start=totals.steps, num_steps=num_steps)
-    model.train()
     mark = time.monotonic()
     for stats in fit(model, optimizer, batches, objective, rate, context.runtime, config):
         totals.steps, totals.tokens = stats.step, totals.tokens + stats.num_tokens
         totals.seconds += time.monotonic() - mark
         last = stats.step == num_steps
-        found_figures = {}
-        if evaluate is not None and (last or stats.step % settings.evaluate_every == 0):
-            model.eval()
-            found_figures = evaluate(stats.step)
-            model.train()
+        due = evaluate is not None and (last or stats.step % settings.evaluate_every == 0)
+        found_figures = evaluate(stats.step) if evaluate is not None and due else {}
         _record(context, totals, stats, found_figures, num_steps)
         if not last and stats.step % settings.checkpoint_every == 0:
             state = {"tokens": totals.tokens, "seconds": totals.seconds, "last_loss": totals.last_loss}
