@@ -13,6 +13,7 @@ from jielong.errors import UsageError, nearest
 from jielong.evaluate.skills import exact_match
 from jielong.generate.engine import Engine
 from jielong.recipe import parse_recipe
+from jielong.stages.corpus import askable
 
 
 def task_table(
@@ -46,6 +47,7 @@ def task_table(
             )
     world = World(world_seed)
     questions = [question for name in names or SKILLS for question in world.questions(name, num_questions, "heldout")]
+    questions = askable(questions, engine.tokenizer, engine.model.config.max_length)
     table, _ = exact_match(engine, engine.tokenizer, questions, max_new_tokens=max_new_tokens)
     return table
 

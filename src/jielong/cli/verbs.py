@@ -238,8 +238,9 @@ def complete(
         bar = "█" * round(30 * probability)
         console().print(f"{100 * probability:6.2f} %  {piece!r:<16} {token:>6}  {bar}", markup=False)
     if max_new_tokens:
-        sys.stdout.write(text)
-        for piece in engine.stream(text, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed):
+        pieces = engine.stream(text, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        sys.stdout.write(text + next(pieces, ""))  # a text that is too long is refused before any of it is written
+        for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()
         print()

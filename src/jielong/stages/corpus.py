@@ -13,6 +13,7 @@ from jielong.data.world import SKILLS
 from jielong.errors import DataError
 from jielong.stages.context import Context, read_jsonl, write_json, write_jsonl
 from jielong.tokenizer import Tokenizer
+from jielong.tokenizer.chat import render
 
 NUM_EVALUATION_QUESTIONS = (
     200  # per skill: what `evaluate` may ask at most, and what curation keeps out of the training text
@@ -22,6 +23,11 @@ NUM_EVALUATION_QUESTIONS = (
 def evaluation_questions(context: Context, num: int) -> dict[str, list[dict[str, Any]]]:
     """The first num held-out questions of each skill: evaluation asks them, curation removes documents with them."""
     return {skill: context.world.questions(skill, num, "heldout") for skill in SKILLS}
+
+
+def askable(questions: list[dict[str, Any]], tokenizer: Tokenizer, context_tokens: int) -> list[dict[str, Any]]:
+    """The questions that leave room for a reply: a small vocabulary spells some in more tokens than the context has."""
+    return [q for q in questions if len(render(q["messages"], tokenizer, reply=True)[0]) < context_tokens]
 
 
 def run_curate(context: Context) -> dict[str, Any]:

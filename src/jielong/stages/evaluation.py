@@ -9,7 +9,7 @@ from jielong.evaluate.skills import exact_match
 from jielong.folder import load
 from jielong.generate.engine import Engine
 from jielong.stages.context import Context, write_json
-from jielong.stages.corpus import evaluation_questions
+from jielong.stages.corpus import askable, evaluation_questions
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
 
@@ -25,13 +25,16 @@ def run_evaluate(context: Context) -> dict[str, Any]:
         questions = [question for skill in settings.skills or pool for question in pool[skill]]
     tables: dict[str, dict[str, Any]] = {}
     shown: list[dict[str, Any]] = []
+    num_too_long = 0
     names = [name for name in context.earlier if context.kinds[name] in MODEL_KINDS]
     for number, name in enumerate(names, start=1):
         label = MODEL_KINDS[context.kinds[name]]
         model, tokenizer = load(context.earlier[name] / "model")
         engine = Engine(model, tokenizer, context.runtime)
         if context.has_world:
-            tables[label], rows = exact_match(engine, tokenizer, questions, max_new_tokens=settings.max_new_tokens)
+            asked = askable(questions, tokenizer, model.config.max_length)  # the same ones for all models
+            tables[label], rows = exact_match(engine, tokenizer, asked, max_new_tokens=settings.max_new_tokens)
+            num_too_long = len(questions) - len(asked)
         else:
             rows = _answers(engine, tokenizer, settings.prompts, settings.max_new_tokens)
         _put_beside(shown, label, rows)
@@ -43,6 +46,7 @@ def run_evaluate(context: Context) -> dict[str, Any]:
             label: {skill: row["ci95"] for skill, row in table.items()} for label, table in tables.items()
         },
         "questions_per_skill": settings.questions_per_skill if questions else 0,
+        "questions_too_long": num_too_long,
     }
 
 

@@ -15,7 +15,7 @@ from jielong.folder import load, save
 from jielong.generate.engine import Engine
 from jielong.model.transformer import Transformer
 from jielong.stages.context import Context, write_json
-from jielong.stages.corpus import evaluation_questions
+from jielong.stages.corpus import askable, evaluation_questions
 from jielong.stages.training import train
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
@@ -90,6 +90,7 @@ def skill_table(context: Context, model: Transformer, tokenizer: Tokenizer, num:
     if not context.has_world:
         return {}
     questions = [question for batch in evaluation_questions(context, num).values() for question in batch]
+    questions = askable(questions, tokenizer, model.config.max_length)
     table, _ = exact_match(Engine(model, tokenizer, context.runtime), tokenizer, questions, max_new_tokens=64)
     return table
 

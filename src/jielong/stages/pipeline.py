@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from jielong.config import config_hash, write_atomic
-from jielong.errors import UsageError, nearest
+from jielong.errors import TrainingError, UsageError, nearest
 from jielong.log import Progress
 from jielong.recipe import Recipe, parse_recipe, write_toml
 from jielong.recipe.costing import format_plan, plan_recipe
@@ -75,9 +75,10 @@ def run_recipe(
         write_json(folder / "environment.json", environment(runtime))
         _print_plan(recipe, runtime, folder, quiet)
         with Progress(names, quiet=quiet) as progress:
+            report = write_report(folder)  # of what is finished; a kill may have come between a stage and its report
             for name in names:
-                _run_stage(recipe, name, folders, hashes, runtime, progress)
-                report = write_report(folder)
+                if _run_stage(recipe, name, folders, hashes, runtime, progress):
+                    report = write_report(folder)
     return report
 
 
@@ -94,13 +95,13 @@ def _print_plan(recipe: Recipe, runtime: Runtime, folder: Path, quiet: bool) -> 
 
 def _run_stage(
     recipe: Recipe, name: str, folders: dict[str, Path], hashes: dict[str, str], runtime: Runtime, progress: Progress
-) -> None:
-    """Run one stage unless its DONE file says that it is finished."""
+) -> bool:
+    """Run one stage unless its DONE file says that it is finished; returns whether there was something to do."""
     stage = next(stage for stage in recipe.stages if stage.name == name)
     folder = folders[name]
     if (folder / "DONE").exists():
         progress.skip(name)
-        return
+        return False
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "stage.json", {"name": name, "kind": stage.kind, "hash": hashes[name]})
     write_atomic(folder / "config.toml", write_toml(recipe, stage=name))
@@ -122,6 +123,8 @@ def _run_stage(
     started = time.monotonic()
     try:
         figures = STAGES[stage.kind](context)
+    except TrainingError as error:
+        raise TrainingError(f"[{name}] {error}") from error
     finally:
         seconds = before + time.monotonic() - started
         write_json(spent_file, {"seconds": seconds})
@@ -129,6 +132,7 @@ def _run_stage(
     context.clear_checkpoints()
     write_atomic(folder / "DONE", json.dumps({"hash": hashes[name]}) + "\n")
     progress.done(name, seconds, "")
+    return True
 
 
 def _stage_hashes(recipe: Recipe, runtime: Runtime) -> dict[str, str]:

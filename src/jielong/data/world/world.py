@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from jielong.data.sources import Document
 from jielong.data.world import junk as rubbish
 from jielong.data.world.arithmetic import Arithmetic
-from jielong.data.world.chain import Chain
+from jielong.data.world.chain import WORDS, WORDS_ZH, Chain
+from jielong.data.world.echo import Echo
 from jielong.data.world.exchange import Exchange
 from jielong.data.world.facts import Facts
 from jielong.data.world.manners import Manners
@@ -35,13 +36,14 @@ SKILLS = (
 
 # Share of the pre-training documents, and of the conversations, that speaks of each skill.
 DOCUMENT_WEIGHTS = {
-    "facts": 0.46,
-    "arithmetic": 0.2,
-    "translation": 0.14,
-    "chain": 0.06,
-    "story": 0.08,
+    "facts": 0.45,
+    "arithmetic": 0.14,
+    "translation": 0.13,
+    "chain": 0.05,
+    "story": 0.07,
     "terminal": 0.04,
     "manners": 0.02,
+    "echo": 0.10,
 }
 CONVERSATION_WEIGHTS = {
     "facts_seen": 0.32,
@@ -70,6 +72,8 @@ class World:
         self.story = Story(seed)
         self.terminal = Terminal(seed)
         self.manners = Manners(seed)
+        names = {language: [e.name for e in self.facts.entities if e.language == language] for language in ("en", "zh")}
+        self.echo = Echo({"en": (*names["en"], *WORDS), "zh": (*names["zh"], *WORDS_ZH)})
         self._writers: dict[str, Callable[[random.Random], tuple[str, str]]] = {
             "facts": self.facts.document,
             "arithmetic": self.arithmetic.document,
@@ -78,6 +82,7 @@ class World:
             "story": self.story.document,
             "terminal": self.terminal.document,
             "manners": self.manners.document,
+            "echo": self.echo.document,
         }
         self._askers: dict[str, Callable[[random.Random, str], Exchange]] = {
             "facts_seen": self.facts.exchange,
