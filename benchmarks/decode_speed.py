@@ -24,8 +24,9 @@ from transformers.utils.logging import disable_progress_bar
 
 import jielong
 from jielong import Engine, Runtime, Tokenizer, Transformer, World
+from jielong.launch import relaunch_with_allocator
 from jielong.model.presets import preset_config
-from jielong.runtime import environment, relaunch_with_allocator
+from jielong.runtime import environment
 
 OURS, THEIRS = "jielong", "transformers"
 Decode = Callable[[], list[list[int]]]  # the new tokens of every row

@@ -19,10 +19,11 @@ from timing import Work, interleaved, median_ratio, runtimes, speed_parser
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from jielong import Batch, ModelConfig, Runtime, Transformer, train_step
+from jielong.launch import relaunch_with_allocator
 from jielong.model.hf import config_to_hf
 from jielong.model.presets import preset_config
 from jielong.plan.cost import flops_per_token, probe_flops
-from jielong.runtime import environment, relaunch_with_allocator
+from jielong.runtime import environment
 from jielong.train.objectives import next_token
 from jielong.train.optim import OptimizerConfig, build_optimizer
 

@@ -60,7 +60,7 @@ def make_model(folder: Path, kind: str) -> None:
     )  # fmt: skip
     model = Transformer(config)
     model.init_weights(torch.Generator().manual_seed(0))
-    save(model, tokenizer, folder, {"kind": kind, "parent": "elsewhere/model"})
+    save(model, tokenizer, folder, {"kind": kind, "parent": "../../elsewhere/model"})
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +161,22 @@ def test_run_hands_its_options_on_and_shows_the_verdicts(
     code, out, _ = invoke("run", str(recipe), "--json", "--quiet", "--until", "curate")
     assert json.loads(out) == REPORT
     assert calls[-1][3:] == ("curate", True)
+
+
+def test_rules_that_do_not_hold_are_said_and_leave_the_exit_code_alone(
+    invoke: Invoke, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_recipe(*_: Any) -> dict[str, Any]:
+        sft = {"kind": "sft", "seconds": 1.0, "figures": {"end_of_turn_rate": 0.5}}
+        ppo = {"kind": "ppo", "seconds": 1.0, "figures": {}}  # not measured, so not counted
+        return {"stages": {**REPORT["stages"], "chatty": sft, "ppo": ppo}}
+
+    fake_pipeline(monkeypatch, run_recipe)
+    code, out, _ = invoke("run", str(recipe))
+    assert code == 0
+    assert out.splitlines()[-1] == "1 of 2 pass rules do not hold: chatty: more than 95 % of turns end"
+    fake_pipeline(monkeypatch, lambda *_: REPORT)
+    assert "do not hold" not in invoke("run", str(recipe))[1]
 
 
 def test_wrong_recipe_is_told_before_anything_runs(invoke: Invoke, recipe: Path) -> None:
@@ -267,7 +283,7 @@ def test_complete_streams_what_generate_makes(invoke: Invoke, run_folder: Path, 
     options = ("-n", "12", "--temperature", "0.9", "--seed", "4", "--device", "cpu")
     code, out, err = invoke("complete", str(run_folder), "to be", *options)
     assert code == 0 and out == f"to be{made.text}\n"
-    assert "model:" in err and "context 96 tokens, sft, from elsewhere/model" in err
+    assert "model:" in err and f"context 96 tokens, sft, from {run_folder / 'elsewhere' / 'model'}" in err
     record = json.loads(invoke("complete", str(run_folder), "to be", "-k", "3", "--json", *options)[1])
     assert record["tokens"] == made.tokens and record["finish_reason"] == made.finish_reason
     probabilities = [entry["probability"] for entry in record["top"]]

@@ -18,7 +18,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Imports go down only. Rooms of one floor do not know each other, except on the ground and under the roof.
 FLOORS = (
-    ("config", "errors", "runtime", "log"),
+    ("config", "errors", "intervals", "launch", "log", "runtime", "tensors"),
     ("model", "tokenizer"),
     ("plan", "data", "folder"),
     ("train", "generate"),
@@ -157,7 +157,7 @@ def test_the_environment_is_read_on_the_ground_only() -> None:
     wrong = [
         f"{name}:{node.lineno}"
         for name, tree in TREES.items()
-        if room(name) not in ("config", "runtime")
+        if room(name) not in ("config", "launch", "runtime")
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
     ]
@@ -230,3 +230,19 @@ def test_unknown_public_name_is_an_attribute_error() -> None:
 def test_version_and_types_are_shipped() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.?\w+)?", jielong.__version__)
     assert (PACKAGE / "py.typed").exists()
+
+
+def test_make_bench_calls_what_is_there() -> None:
+    called = re.findall(r"benchmarks/\w+\.py", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert called and not [script for script in called if not (ROOT / script).is_file()]
+
+
+def test_extras_that_messages_name_exist() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = project.split("[project.optional-dependencies]")[1].split("\n[project.")[0]
+    extras = dict(re.findall(r"^(\w+) = (\[.*?\])", block, flags=re.MULTILINE | re.DOTALL))
+    for path in SOURCES:
+        for extra in re.findall(r"jielong\[(\w+)\]", path.read_text(encoding="utf-8")):
+            assert extra in extras, f"{path}: pip install 'jielong[{extra}]'"
+    needed = {"pyarrow", "zstandard", "huggingface_hub"}
+    assert set(re.findall(r'"([a-z_]+)', extras["curate"])) == needed

@@ -142,6 +142,11 @@ def test_later_override_wins(tmp_path: Path) -> None:
         ("pretrain.model.num_heads=3", "num_heads = 3 does not divide width = 32"),
         ("ppo.kl_horizon_episodes=5", "kl_horizon_episodes has no effect without target_kl"),
         ("ppo.minibatch_rows=3", "minibatch_rows = 3 must divide rollout_rows = 8"),
+        ("ppo.inner_kl_limit=0", "inner_kl_limit is 0.0; it must be above 0, or off"),
+        ("ppo.missing_eos_score=true", "missing_eos_score = true: must be number"),
+        ("reward.label_agreement=1", "label_agreement = 1: must be less than 1"),
+        ("evaluate.questions_per_skill=201", "questions_per_skill = 201: must be less than or equal to 200"),
+        ("sft.heldout_fraction=0.1", "heldout_fraction = 0.1 has no effect: the world has held-out conversations"),
         ("ppo.inner_kl_limit=-1.0", "inner_kl_limit is -1.0; it must be above 0"),
         ("ppo.top_k=3", "top_k = 3: unknown key"),
         ("curate.languages=['fr']", "'fr' is not one of en, zh, other"),
@@ -219,6 +224,47 @@ def test_sources_without_effect_are_refused(tmp_path: Path) -> None:
     missing = WHOLE.replace("[data.world]\nmegabytes = 1\n", "")
     assert "say how much of it" in refusal(tmp_path, text=missing)
     assert "num_conversations is required" in refusal(tmp_path, text=WHOLE.replace("num_conversations = 50\n", ""))
+
+
+def test_settings_of_the_world_are_refused_without_it(tmp_path: Path) -> None:
+    text = WHOLE.replace("[data.world]\nmegabytes = 1\n", "").replace('["world", "novels"]', '["novels"]')
+    text = text.replace('sources = ["world"]\nnum_conversations = 50', 'sources = ["novels"]')
+    text = text.replace("num_prompts = 8\nreplies_per_prompt = 4\n", 'sources = ["novels"]\n')
+    assert len(parse_recipe(write(tmp_path, text), ["reward.temperature=0.9", "reward.accumulate=2"]).stages) == 7
+    for override, expected in (
+        ("reward.label_agreement=0.8", "label_agreement = 0.8 has no effect: only the world's replies are labelled"),
+        ("reward.num_prompts=8", 'num_prompts = 8 has no effect without "world" in sources'),
+        ("ppo.watch_every=5", "watch_every = 5 has no effect: only the world has a judge"),
+    ):
+        assert expected in refusal(tmp_path, override, text=text)
+
+
+def test_curation_of_the_world_alone_divides_nothing(tmp_path: Path) -> None:
+    text = WHOLE.replace('[data.sources.novels]\npath = "novels.txt"\nlicence = "public domain"\n', "")
+    text = text.replace('["world", "novels"]', '["world"]')
+    assert "heldout_fraction = 0.1 has no effect: the world has held-out text of its own" in refusal(
+        tmp_path, text=text
+    )
+    tail = ("curate.heldout_fraction=0.0", "curate.heldout=tail")
+    assert "heldout = tail has no effect" in refusal(tmp_path, *tail, text=text)
+
+
+def test_pretraining_loss_in_ppo_wants_pretraining(tmp_path: Path) -> None:
+    text = without("pretrain").replace("[sft]\n", '[sft]\nmodel = "some/folder"\n')
+    assert parse_recipe(write(tmp_path, text)).stages
+    assert "there is no pretrain stage before it" in refusal(tmp_path, "ppo.pretraining_coefficient=0.5", text=text)
+    assert parse_recipe(write(tmp_path), ["ppo.pretraining_coefficient=0.5"]).stages
+
+
+def test_off_is_written_false_and_reads_back(tmp_path: Path) -> None:
+    recipe = parse_recipe(write(tmp_path), ["ppo.missing_eos_score=false", "ppo.inner_kl_limit=false"])
+    settings = recipe.stages[5].settings.optimisation()
+    assert (settings.missing_eos_score, settings.inner_kl_limit) == (None, None)
+    path = tmp_path / "resolved.toml"
+    path.write_text(write_toml(recipe), encoding="utf-8")
+    assert "missing_eos_score = false" in path.read_text() and parse_recipe(path).hash == recipe.hash
+    zero = parse_recipe(write(tmp_path), ["ppo.missing_eos_score=0"]).stages[5].settings.optimisation()
+    assert zero.missing_eos_score == 0.0 and zero.missing_eos_score is not False
 
 
 def test_two_stages_of_a_kind_have_names_of_their_own(tmp_path: Path) -> None:

@@ -38,6 +38,10 @@ class CheckpointError(JielongError):
     """A checkpoint cannot be written or read back."""
 
 
+class StorageError(JielongError):
+    """A file cannot be written: no room, no permission."""
+
+
 class TrainingError(JielongError):
     """Training cannot go on, for instance because the loss is not finite."""
 

@@ -1,6 +1,6 @@
 """Where and how we compute: device, dtype, seeds, rank. Found once, then passed; never global.
 
-This and `config` are the only modules that read the environment.
+This, `config` and `launch` are the only modules that read the environment.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import os
 import platform
-import resource
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,20 +17,14 @@ from pathlib import Path
 import torch
 
 from jielong.errors import UsageError, nearest
+from jielong.launch import allocator_is_tuned
+
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    resource = None  # type: ignore[assignment]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-# glibc gives blocks above 32 MiB back to the kernel at every free, so each training step pays page faults for all of
-# its activations. These settings keep the pages, on huge ones where the kernel has them.
-ALLOCATOR_SETTINGS = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "MALLOC_TOP_PAD_": "67108864",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    # How long an idle OpenMP thread spins for work. By default that is milliseconds, and when another program wants the
-    # core, each operation waits for the scheduler: on a busy machine a training step took 10 times as long.
-    "GOMP_SPINCOUNT": "2000",
-}
 
 
 @dataclass(frozen=True)
@@ -141,7 +134,7 @@ def environment(runtime: Runtime) -> dict[str, object]:
         "dtype": str(runtime.dtype).removeprefix("torch."),
         "seed": runtime.seed,
         "world_size": runtime.world_size,
-        "allocator_tuned": all(os.environ.get(key) == value for key, value in ALLOCATOR_SETTINGS.items()),
+        "allocator_tuned": allocator_is_tuned(),
     }
 
 
@@ -150,22 +143,8 @@ def _memory_bytes() -> int:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory this process has held so far (resident set)."""
+    """The most memory this process has held so far (resident set); 0 where the system does not tell."""
+    if resource is None:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes
-
-
-def relaunch_with_allocator() -> None:
-    """Start this very command again, once, with settings that keep memory between steps and share cores with others.
-
-    glibc and OpenMP read them before main(), so setting them in a running process does nothing. Only on Linux with
-    glibc; the environment variable JIELONG_ALLOCATOR=0 turns it off. Settings that the user made are kept.
-    """
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or os.environ.get("JIELONG_ALLOCATOR") == "0":
-        return
-    if os.environ.get("JIELONG_ALLOCATOR") == "set" or all(key in os.environ for key in ALLOCATOR_SETTINGS):
-        return
-    settings = {**ALLOCATOR_SETTINGS, **os.environ, "JIELONG_ALLOCATOR": "set"}
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execve(sys.executable, sys.orig_argv, settings)

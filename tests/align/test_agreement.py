@@ -2,11 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from jielong.align.agreement import (
-    binomial_ci95,
     calibration_error,
     length_baseline,
     longer_wins,
@@ -15,31 +12,15 @@ from jielong.align.agreement import (
 )
 from jielong.align.reward import Candidates
 from jielong.errors import DataError
-
-
-def test_wilson_by_hand() -> None:
-    # 8 of 10: centre (.8 + 3.8415/20) / 1.38415, half-width 1.96 sqrt(.016 + 3.8415/400) / 1.38415
-    low, high = binomial_ci95(8, 10)
-    assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert binomial_ci95(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert binomial_ci95(0, 0) == (0.0, 1.0)
-
-
-@given(st.integers(0, 200), st.integers(1, 200))
-def test_interval_holds_the_rate_and_mirrors(successes: int, trials: int) -> None:
-    successes = min(successes, trials)
-    low, high = binomial_ci95(successes, trials)
-    assert 0 <= low <= successes / trials <= high <= 1
-    mirrored = binomial_ci95(trials - successes, trials)
-    assert (1 - high, 1 - low) == pytest.approx(mirrored, abs=1e-9)
+from jielong.intervals import wilson_ci95
 
 
 def test_independent_pairs_count_in_full_and_copies_count_once() -> None:
     hits = torch.tensor([1.0, 1.0, 1.0, 0.0] * 10)
     own_prompts = torch.arange(40)
-    assert rate_ci95(hits, own_prompts) == pytest.approx(binomial_ci95(30, 40))
+    assert rate_ci95(hits, own_prompts) == pytest.approx(wilson_ci95(30, 40))
     copied, prompts = hits.repeat_interleave(6), own_prompts.repeat_interleave(6)
-    assert rate_ci95(copied, prompts) == pytest.approx(binomial_ci95(30, 40)), "six copies of a pair are one pair"
+    assert rate_ci95(copied, prompts) == pytest.approx(wilson_ci95(30, 40)), "six copies of a pair are one pair"
 
 
 def test_calibration_by_hand() -> None:
@@ -78,7 +59,7 @@ def test_a_perfect_and_a_reversed_judge(make_model) -> None:  # type: ignore[no-
     wrong = [Candidates(each.rows, each.reply_tokens, [each.pairs[0][::-1]]) for each in right]  # type: ignore[list-item]
     good, bad = (measure_agreement(judge, each, 9, batch_prompts=4) for each in (right, wrong))
     assert good.accuracy == 1.0 and bad.accuracy == 0.0 and good.num_pairs == good.num_prompts == 9
-    assert good.ci95[1] == 1.0 and good.ci95[0] == pytest.approx(binomial_ci95(9, 9)[0])
+    assert good.ci95[1] == 1.0 and good.ci95[0] == pytest.approx(wilson_ci95(9, 9)[0])
     assert good.loss_nats < 0.6931 < bad.loss_nats
 
 

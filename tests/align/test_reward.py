@@ -78,6 +78,20 @@ def test_batches_are_a_function_of_the_step_and_cover_an_epoch(byte_tokenizer: T
         comparison_batches(items, 11, 0, 1)
 
 
+def test_micro_batches_make_the_step_of_the_whole(byte_tokenizer: Tokenizer) -> None:
+    items = encode_comparisons(votes(12), byte_tokenizer, 99).items
+    whole, num_steps = comparison_batches(items, 6, byte_tokenizer.pad_id, seed=1)
+    parts, same = comparison_batches(items, 2, byte_tokenizer.pad_id, seed=1, accumulate=3)
+    assert num_steps == same == 2
+    for step in (0, 3):
+        assert [batch.num_units for batch in parts(step)] == [2, 2, 2]
+        rows = [row for batch in parts(step) for row in batch.tokens[batch.segments > 0].tolist()]
+        (one,) = whole(step)
+        assert rows == one.tokens[one.segments > 0].tolist()
+    with pytest.raises(DataError, match="12 comparisons are fewer than one batch of 14 prompts"):
+        comparison_batches(items, 7, 0, 1, accumulate=2)
+
+
 def test_comparisons_beyond_the_context_are_dropped_and_counted(byte_tokenizer: Tokenizer) -> None:
     long = Comparison.from_record({"messages": HELLO, "replies": ["a" * 50, "b"], "ranking": [0, 1]})
     encoded = encode_comparisons([long, *votes(2)], byte_tokenizer, 40)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jielong.data.pack import Rows, pack_examples, pack_stream
-from jielong.errors import DataError, UsageError
+from jielong.errors import DataError, StorageError, UsageError
 from jielong.tokenizer.chat import render
 from jielong.tokenizer.tokenizer import Tokenizer
 
@@ -234,8 +234,8 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     def full_disk(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("jielong.data.pack.os.fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr("jielong.config.os.fsync", full_disk)
+    with pytest.raises(StorageError, match="No space left"):
         pack_stream([[4, 5, 6, 7]], 4).save(path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]

@@ -23,7 +23,13 @@ CPU = Runtime(device=torch.device("cpu"), dtype=torch.float32)
 @pytest.fixture(scope="module")
 def model() -> Transformer:
     config = ModelConfig(
-        vocab_size=30, max_length=16, width=32, decoder_layers=2, num_heads=2, num_kv_heads=2, head_size=16,
+        vocab_size=30,
+        max_length=16,
+        width=32,
+        decoder_layers=2,
+        num_heads=2,
+        num_kv_heads=2,
+        head_size=16,
         ffn_width=48,
     )
     made = Transformer(config)
@@ -34,6 +40,17 @@ def model() -> Transformer:
 def documents(num: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(4)
     return [torch.randint(0, 30, (5 + 3 * k,), generator=generator).tolist() for k in range(num)]
+
+
+def test_log_probabilities_at_a_temperature(model: Transformer) -> None:
+    rows = pack_stream(documents(2), 16)
+    found = heldout_logprobs(model, rows, CPU, temperature=0.5)
+    batch = rows.batch(range(len(rows)))
+    with torch.no_grad():
+        expected = F.log_softmax(model(batch.tokens, batch.segments)[:, :-1] / 0.5, dim=-1)
+    expected = expected.gather(-1, batch.tokens[:, 1:, None]).squeeze(-1)
+    assert torch.allclose(found[:, 1:], torch.where(batch.mask[:, 1:], expected, 0.0), atol=1e-5)
+    assert not torch.allclose(found, heldout_logprobs(model, rows, CPU), atol=1e-2)
 
 
 def test_total_is_the_sum_over_documents_run_alone(model: Transformer) -> None:

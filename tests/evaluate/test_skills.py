@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from jielong.evaluate.skills import check, exact_match, normalise, wilson_ci95
+from jielong.evaluate.skills import check, exact_match, normalise
 from jielong.generate.engine import Completion
 from jielong.tokenizer.chat import render
 from jielong.tokenizer.tokenizer import Tokenizer
@@ -52,13 +52,6 @@ def test_check(rule: str, answers: tuple[str, ...], reply: str, right: bool) -> 
 def test_an_unknown_rule_is_an_error() -> None:
     with pytest.raises(ValueError, match="'roughly' is not one of exact, one_of"):
         check(question("roughly", "x"), "x")
-
-
-def test_wilson_interval() -> None:
-    low, high = wilson_ci95(8, 10)
-    assert (low, high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
-    assert wilson_ci95(0, 0) == (0.0, 1.0)
-    assert wilson_ci95(5, 5)[1] == 1.0 and wilson_ci95(0, 5)[0] == 0.0
 
 
 class Parrot:

@@ -135,8 +135,10 @@ def test_init_weights_spreads_and_seed(build) -> None:  # type: ignore[no-untype
     first = {name: parameter.clone() for name, parameter in model.named_parameters()}
     model.init_weights(torch.Generator().manual_seed(3))
     assert all(torch.equal(first[name], parameter) for name, parameter in model.named_parameters())
-    expected = {"embed.weight": 0.02, "attention.out.weight": 0.01, "ffn.down.weight": 0.01, "ffn.up.weight": 0.02}
-    expected["score.weight"] = 1 / math.sqrt(33)  # 2 layers: 0.02 / sqrt(4) = 0.01
+    usual = 1 / math.sqrt(32)
+    expected = {"embed.weight": usual, "ffn.up.weight": usual}
+    expected |= {"attention.out.weight": usual / 2, "ffn.down.weight": usual / 2}
+    expected["score.weight"] = 1 / math.sqrt(33)  # 2 layers: residual projections / sqrt(4)
     for name, parameter in first.items():
         if name.endswith("norm.weight"):
             assert torch.equal(parameter, torch.ones_like(parameter))

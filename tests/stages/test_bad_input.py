@@ -174,10 +174,13 @@ def test_corpus(
     error = said[said.index("error:") :]
     assert [message for message in messages if message not in error] == []
 
-    # Nothing is in the way: with the data mended, the same command goes on (finished stages keep what they have read).
+    # Nothing is in the way: with the data mended, the same command goes on. Only finished stages are never overwritten.
     (tmp_path / "data" / "notes.txt").write_text(notes(150), encoding="utf-8")
     if "smaller than one batch" in error:
-        shutil.rmtree(tmp_path / "run")
+        code, _, said = invoke("run", text_recipe, "--out", tmp_path / "run")
+        assert code == 2
+        assert "01-curate was made from a file that has changed since: notes.txt" in said and "--out" in said
+        shutil.rmtree(tmp_path / "run")  # one of the ways out that it names
     assert invoke("run", text_recipe, "--out", tmp_path / "run")[0] == 0
 
 
@@ -263,6 +266,41 @@ def test_full_disk_in_a_checkpoint(
     assert sha256(stage_of(folder, "sft") / weights) == sha256(stage_of(reference, "sft") / weights)
 
 
+@pytest.mark.parametrize(
+    ("stage", "step", "moment", "start", "message"),
+    [
+        ("reward", 24, "full_disk", 20, "05-reward/model/model.safetensors could not be written"),
+        ("ppo", 6, "full_disk", 4, "06-ppo/model/model.safetensors could not be written"),
+        ("sft", 21, "no_room", 20, "File too large; finished stages are kept, the same command goes on"),
+    ],
+)
+def test_full_disk_elsewhere(
+    stage: str,
+    step: int,
+    moment: str,
+    start: int,
+    message: str,
+    recipe: Path,
+    copied: Callable[[str], Path],
+    reference: Path,
+    stage_of: StageOf,
+    sha256: Callable[[Path], str],
+    trouble: Trouble,
+    invoke: Invoke,
+) -> None:
+    """While the model of a finished training is saved, and while a line of metrics is."""
+    folder = copied(stage)
+    command = ("run", recipe, "--out", folder, "--until", stage)
+    code, said = trouble(*command, stage=stage, step=step, moment=moment)
+    assert code == 1
+    assert message in said and "same command" in said and "Traceback" not in said
+    assert not list(stage_of(folder, stage).glob("model/*.safetensors"))
+    code, _, said = invoke(*command)
+    assert code == 0 and f"going on from {'iteration' if stage == 'ppo' else 'step'} {start}\n" in said
+    weights = Path("model/model.safetensors")
+    assert sha256(stage_of(folder, stage) / weights) == sha256(stage_of(reference, stage) / weights)
+
+
 @pytest.mark.parametrize(("stage", "step", "start"), [("reward", 11, 8), ("ppo", 3, 2)])
 def test_interrupt_inside_a_step(
     stage: str,
@@ -343,9 +381,7 @@ def test_loss_that_is_not_finite(
     assert not (stage_of(folder, stage) / "DONE").exists() and not (stage_of(folder, stage) / "model").exists()
 
 
-def test_ppo_that_diverges(
-    recipe: Path, copied: Callable[[str], Path], stage_of: StageOf, invoke: Invoke
-) -> None:
+def test_ppo_that_diverges(recipe: Path, copied: Callable[[str], Path], stage_of: StageOf, invoke: Invoke) -> None:
     folder = copied("ppo")
     code, _, said = invoke("run", recipe, "--out", folder, "--set", "ppo.learning_rate=1e30")
     assert code == 1

@@ -155,7 +155,19 @@ def test_models_descend_from_each_other(reference: Path, stage_of: StageOf, sha2
     assert RewardModel.load(models["reward"]).model.config.head == "scalar"
     for child, parent in (("sft", "pretrain"), ("reward", "sft"), ("ppo", "sft")):
         provenance = json.loads((models[child] / "jielong.json").read_text(encoding="utf-8"))
-        assert Path(provenance["parent"]) == models[parent]
+        assert not Path(provenance["parent"]).is_absolute()  # a run may be moved
+        assert (models[child] / provenance["parent"]).resolve() == models[parent].resolve()
+
+
+def test_models_say_where_they_come_from(reference: Path, recipe: Path, stage_of: StageOf) -> None:
+    tokenizers = {jielong.load(stage_of(reference, name) / "model")[1].hash for name in ("pretrain", "sft", "ppo")}
+    for name, steps in (("pretrain", 24), ("sft", 24), ("reward", 24), ("ppo", 6)):
+        provenance = json.loads((stage_of(reference, name) / "model" / "jielong.json").read_text(encoding="utf-8"))
+        assert (provenance["stage"], provenance["kind"], provenance["steps"]) == (name, name, steps)
+        assert provenance["recipe_hash"] == parse_recipe(recipe).hash
+        assert provenance["data_hash"] == hashes(reference)["curate"]
+        assert {provenance["tokenizer_hash"]} == tokenizers
+    assert provenance["parent"] == "../../04-sft/model"
 
 
 class References(HTMLParser):

@@ -120,8 +120,8 @@ def test_killed_between_steps_and_going_on_is_bit_equal(tmp_path: Path, uninterr
 
 
 def test_killed_while_saving_and_going_on_is_bit_equal(tmp_path: Path, uninterrupted: dict[str, Tensor]) -> None:
-    # A save flushes 3 files, its folder and the parent: the 13th flush is in the midst of the third checkpoint.
-    child = start_child(tmp_path, kill_at_flush=13)
+    # A save flushes its description, its folder and the parent: the 8th flush is in the midst of the third checkpoint.
+    child = start_child(tmp_path, kill_at_flush=8)
     child.communicate("go on\n" * NUM_STEPS)
     assert child.returncode == -signal.SIGKILL
     names = sorted(path.name for path in tmp_path.iterdir())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,24 +10,8 @@ from torch import Tensor
 
 from jielong.align.reward import Candidates, collate, pair_loss, read_scores
 from jielong.errors import DataError
+from jielong.intervals import wilson_ci95
 from jielong.model.transformer import Transformer
-
-Z_95 = 1.959963984540054
-
-
-def binomial_ci95(successes: float, trials: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a rate; (0, 1) without trials.
-
-    successes, trials: counts, or an effective number of independent ones.
-    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
-    """
-    if trials <= 0:
-        return 0.0, 1.0
-    rate, z2 = successes / trials, Z_95**2
-    centre = rate + z2 / (2 * trials)
-    spread = Z_95 * math.sqrt(max(rate * (1 - rate), 0.0) / trials + z2 / (4 * trials**2))
-    low = 0.0 if successes <= 0 else (centre - spread) / (1 + z2 / trials)  # exact at both ends, where rounding is not
-    return low, 1.0 if successes >= trials else (centre + spread) / (1 + z2 / trials)
 
 
 def calibration_error(margins: Tensor, num_bins: int = 10) -> float:
@@ -77,7 +60,7 @@ def rate_ci95(hits: Tensor, prompts: Tensor) -> tuple[float, float]:
     deviations = torch.zeros(int(prompts.max()) + 1, dtype=torch.float64).index_add_(0, prompts, hits.double() - rate)
     variance = float((deviations**2).sum()) / len(hits) ** 2
     trials = min(rate * (1 - rate) / variance, len(hits)) if variance > 0 else float(len(hits))
-    return binomial_ci95(rate * trials, trials)
+    return wilson_ci95(rate * trials, trials)
 
 
 @torch.no_grad()

@@ -137,23 +137,26 @@ def pair_batch(comparisons: Sequence[Comparison], tokenizer: Tokenizer, max_leng
 
 
 def comparison_batches(
-    items: Sequence[Candidates], batch_prompts: int, pad_id: int, seed: int
+    items: Sequence[Candidates], batch_prompts: int, pad_id: int, seed: int, accumulate: int = 1
 ) -> tuple[Callable[[int], list[PairBatch]], int]:
-    """(batch of a step, a pure function of it; steps an epoch). An epoch is a permutation; its ragged end is left out.
+    """(micro-batches of a step, a pure function of it; steps an epoch).
 
-    Raises DataError when there are fewer prompts than one batch takes.
+    A step takes `accumulate` micro-batches of batch_prompts prompts. An epoch is a permutation; its ragged end is left
+    out. Raises DataError when there are fewer prompts than one step takes.
     """
-    num_steps = len(items) // batch_prompts
+    step_prompts = batch_prompts * accumulate
+    num_steps = len(items) // step_prompts
     if num_steps == 0:
         raise DataError(
-            f"{len(items)} comparisons are fewer than one batch of {batch_prompts} prompts; lower the batch or add more"
+            f"{len(items)} comparisons are fewer than one batch of {step_prompts} prompts; lower the batch or add more"
         )
 
     def batches(step: int) -> list[PairBatch]:
         epoch, place = divmod(step, num_steps)
         generator = torch.Generator().manual_seed(derive_seed(seed, "comparisons", epoch))
         order = torch.randperm(len(items), generator=generator).tolist()
-        return [collate([items[i] for i in order[place * batch_prompts : (place + 1) * batch_prompts]], pad_id)]
+        firsts = range(place * step_prompts, (place + 1) * step_prompts, batch_prompts)
+        return [collate([items[i] for i in order[first : first + batch_prompts]], pad_id) for first in firsts]
 
     return batches, num_steps
 

@@ -33,7 +33,7 @@ class PPOConfig:
     micro_batch_rows: int = 32  # most rows a forward pass, to bound memory; changes no gradient
     clip: float = 0.2  # of the probability ratio
     value_clip: float = 0.2  # of the value's move away from the rollout's value
-    inner_kl_limit: float | None = 0.05  # nats a token from the rollout's policy; 1.5 times it ends the update
+    inner_kl_limit: float | None = 0.05  # nats a token from the rollout's policy; 1.5 times it: update ends; None: off
     learning_rate: float = 1e-4  # of the policy
     critic_learning_rate: float = 3e-4
     warmup_iterations: int = 5  # both rates rise linearly, then fall linearly; at most num_iterations of them
@@ -59,9 +59,9 @@ class PPOConfig:
             _require(self, name, "0 or more", self.__dict__[name] >= 0)
         for name in ("discount", "smoothing", "final_fraction"):
             _require(self, name, "between 0 and 1", 0 <= self.__dict__[name] <= 1)
-        for name in ("target_kl", "inner_kl_limit"):
+        for name, off in (("target_kl", "left out"), ("inner_kl_limit", "off (None, in a recipe false)")):
             value = self.__dict__[name]
-            _require(self, name, "above 0, or left out", value is None or value > 0)
+            _require(self, name, f"above 0, or {off}", value is None or value > 0)
 
     @property
     def micro_rows(self) -> int:

@@ -15,6 +15,9 @@ from rich.console import Console
 from jielong import __version__
 from jielong.config import wants_traceback
 from jielong.errors import JielongError, UsageError
+from jielong.launch import relaunch_with_allocator
+
+NO_PLACE_TO_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 app = typer.Typer(
     name="jielong",
@@ -74,11 +77,10 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe: every stage in order. Finished stages are skipped, a stopped one goes on where it was."""
+    relaunch_with_allocator()  # before torch is imported, which the lines below do
     from jielong.recipe import parse_recipe
-    from jielong.runtime import relaunch_with_allocator
 
-    parsed = parse_recipe(recipe, overrides or [])  # a wrong recipe is told before anything else is loaded
-    relaunch_with_allocator()
+    parsed = parse_recipe(recipe, overrides or [])  # a wrong recipe is told before the rest is loaded
     from jielong.stages.pipeline import run_recipe
 
     folder = out or Path("runs") / parsed.run.name
@@ -117,6 +119,19 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
         console().print(f"{name:<{width}}  {format_seconds(stage['seconds']):>8}  {text}", soft_wrap=True)
     console().print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
     console().print(f"chat:   jielong chat {folder}", markup=False, soft_wrap=True)
+    _print_failed_rules(report)
+
+
+def _print_failed_rules(report: dict[str, Any]) -> None:
+    """One line for what did not prove itself. The exit code stays 0: a low figure is a result, not a failed run."""
+    from jielong.report.verdicts import verdicts
+
+    judged = [(name, *each) for name, one in report["stages"].items() for each in verdicts(one["kind"], one["figures"])]
+    measured = [passed for _, _, passed, _ in judged if passed is not None]
+    failed = [f"{name}: {rule}" for name, rule, passed, _ in judged if passed is False]
+    if failed:
+        text = f"{len(failed)} of {len(measured)} pass rules do not hold: {'; '.join(failed)}"
+        console().print(text, style="yellow", markup=False, soft_wrap=True)
 
 
 @app.command(
@@ -175,7 +190,8 @@ def _engine(model: str, device: str, seed: int) -> tuple[Any, Any]:
     provenance = read_provenance(found.folder)
     number = format_count(sum(p.numel() for p in network.parameters()))
     origin = [provenance[key] for key in ("kind",) if provenance.get(key)]
-    parent = [f"from {provenance['parent']}"] if provenance.get("parent") else []
+    # relative to the model folder, so that a run may be moved
+    parent = [f"from {os.path.normpath(found.folder / provenance['parent'])}"] if provenance.get("parent") else []
     facts = ", ".join([f"{number} parameters", f"context {network.config.max_length} tokens", *origin, *parent])
     say.print(f"model: {found.folder} ({facts})", markup=False, soft_wrap=True)
     return Engine(network.to(runtime.device), tokenizer, runtime), found
@@ -283,7 +299,7 @@ def main() -> None:
             raise
         _fail(str(error), error.exit_code)
     except OSError as error:
-        if wants_traceback() or error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+        if wants_traceback() or error.errno not in NO_PLACE_TO_WRITE:
             raise
         _fail(f"{error.filename or 'writing'}: {error.strerror}; finished stages are kept, the same command goes on", 1)
 

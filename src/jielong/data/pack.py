@@ -7,7 +7,6 @@ nothing reads: masks come from segments, never from comparing ids).
 
 from __future__ import annotations
 
-import os
 from array import array
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
@@ -18,11 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from jielong.data.batch import Batch
 from jielong.errors import DataError, UsageError
+from jielong.tensors import write_tensors
 
 
 @dataclass(frozen=True)
@@ -71,19 +70,9 @@ class Rows:
         return Batch(self.tokens[picked].long(), mask, self.segments[picked], num_units=int(mask.sum()))
 
     def save(self, path: str | Path) -> None:
-        """Writes the rows to one safetensors file, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        """Writes the rows to one safetensors file, whole or not at all. Raises StorageError when there is no room."""
         tensors = {"tokens": self.tokens, "mask": self.mask, "segments": self.segments}
-        try:
-            save_file(tensors, temporary, metadata={"num_dropped": str(self.num_dropped)})
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_tensors(path, tensors, {"num_dropped": str(self.num_dropped)})
 
     @classmethod
     def load(cls, path: str | Path) -> Rows:

@@ -83,19 +83,25 @@ def resolve(source: Source, root: Path, progress: Progress | None = None) -> Pat
 
     Raises: DataError when nothing is there and nothing can be downloaded (nearest file name, folder looked in, url).
     """
+    found = find(source, root)
+    if found is not None:
+        return found
     wanted = Path(root) / source.path
     if _is_pattern(source.path):
-        if glob.glob(str(wanted), recursive=True):
-            return wanted
         raise DataError(f"source {source.name!r}: no file matches {wanted}")
-    for candidate in _candidates(wanted):
-        if candidate.exists():
-            return candidate
     if source.url is None:
         raise DataError(_missing_message(source, wanted, Path(root)))
     packing = Path(source.url.split("?")[0]).suffix
     target = wanted.with_name(wanted.name + packing) if packing in PACKED and wanted.suffix != packing else wanted
     return download(source.url, target, source.sha256, progress)
+
+
+def find(source: Source, root: Path) -> Path | None:
+    """The local path of a source as `resolve` gives it, None when it is not there; nothing is downloaded."""
+    wanted = Path(root) / source.path
+    if _is_pattern(source.path):
+        return wanted if glob.glob(str(wanted), recursive=True) else None
+    return next((candidate for candidate in _candidates(wanted) if candidate.exists()), None)
 
 
 def files(source: Source, root: Path) -> list[Path]:

@@ -19,8 +19,10 @@ from jielong.runtime import Runtime
 from jielong.tokenizer.tokenizer import Tokenizer
 
 
-def heldout_logprobs(model: Transformer, rows: Rows, runtime: Runtime, batch_rows: int = 32) -> Tensor:
-    """log p of every scored token, in nats: (R, T) float32 on the CPU, zero where `rows.mask` is False.
+def heldout_logprobs(
+    model: Transformer, rows: Rows, runtime: Runtime, batch_rows: int = 32, temperature: float = 1.0
+) -> Tensor:
+    """log p of every scored token at `temperature`, nats: (R, T) float32 on the CPU, zero where `rows.mask` is False.
 
     The model is put in eval() for the time being and its mode restored. `batch_rows` bounds memory, not the result.
     """
@@ -31,7 +33,9 @@ def heldout_logprobs(model: Transformer, rows: Rows, runtime: Runtime, batch_row
         for first in range(0, len(rows), batch_rows):
             batch = rows.batch(list(range(first, min(first + batch_rows, len(rows))))).to(runtime.device)
             with runtime.autocast():
-                logprobs, _ = scored_logprobs(model, batch.tokens, batch.segments, batch.mask, entropy=False)
+                logprobs, _ = scored_logprobs(
+                    model, batch.tokens, batch.segments, batch.mask, temperature, entropy=False
+                )
             pieces.append(logprobs.cpu())
     model.train(training)
     return torch.cat(pieces)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Protocol
 
 from jielong.generate.engine import Completion
+from jielong.intervals import wilson_ci95
 from jielong.tokenizer.chat import render
 from jielong.tokenizer.tokenizer import Tokenizer
 
@@ -57,20 +57,6 @@ def _contains(text: str, word: str) -> bool:
     if word.isascii():
         return re.search(rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])", text) is not None
     return word in text
-
-
-def wilson_ci95(num_right: int, num: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a rate; (0, 1) when nothing was asked.
-
-    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
-    """
-    if num == 0:
-        return 0.0, 1.0
-    z, rate = 1.959964, num_right / num
-    centre = rate + z * z / (2 * num)
-    spread = z * math.sqrt(rate * (1 - rate) / num + z * z / (4 * num * num))
-    scale = 1 + z * z / num
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 def exact_match(

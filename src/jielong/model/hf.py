@@ -6,20 +6,19 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from jielong.config import write_atomic
 from jielong.errors import ModelError, nearest
 from jielong.model.config import ModelConfig
 from jielong.model.transformer import Transformer
+from jielong.tensors import write_tensors
 
 FOLDER_VERSION = 1
 ARCHITECTURES = {"LlamaForCausalLM": "lm", "LlamaForSequenceClassification": "scalar"}
@@ -68,13 +67,14 @@ def save_model(
     """Write config.json, model.safetensors, generation_config.json and jielong.json; each appears whole or not at all.
 
     extra: what jielong.json says beside its version (provenance). token_ids: bos_token_id, eos_token_id and
-    pad_token_id, which generation by others needs; a model alone does not know them.
+    pad_token_id, which generation by others needs; a model alone does not know them. Raises StorageError when there is
+    no room for it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
     ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **(token_ids or {})}
-    _write_weights(dict(_to_theirs(model)), folder / WEIGHTS)
+    write_tensors(folder / WEIGHTS, dict(_to_theirs(model)), {"format": "pt"})  # transformers asks for that mark
     generation = {key: value for key, value in ids.items() if value is not None}
     write_atomic(folder / "generation_config.json", _json(generation))
     write_atomic(folder / "jielong.json", _json({"version": FOLDER_VERSION, **(extra or {})}))
@@ -185,17 +185,6 @@ def _to_theirs(model: Transformer) -> Iterator[tuple[str, Tensor]]:
         rows = row_counts(name, model.config)
         parts = parameter.detach().split(rows) if rows else (parameter.detach(),)
         yield from zip(their_names(name), (part.contiguous().cpu() for part in parts), strict=True)
-
-
-def _write_weights(tensors: dict[str, Tensor], path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(tensors, temporary, metadata={"format": "pt"})  # transformers asks for that mark
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_weights(

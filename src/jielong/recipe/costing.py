@@ -28,7 +28,7 @@ CURATE_BYTES_PER_SECOND = 1.5e6
 TOKENIZER_BYTES_PER_SECOND = 2.5e6
 TOKENS_PER_CONVERSATION = 60
 DECODE_SLOWNESS = 6.0  # a token sampled in a batch against the same token read in training
-NUM_SKILLS = 9
+NUM_SKILLS = 10
 
 
 def plan_recipe(recipe: Recipe, runtime: Runtime, flops_per_second: float | None = None) -> dict[str, Any]:

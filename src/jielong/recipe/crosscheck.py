@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from jielong.config import Settings
 from jielong.errors import RecipeError, nearest
 
 if TYPE_CHECKING:
@@ -52,6 +53,11 @@ def _check_order(stage: Stage, before: tuple[Stage, ...], after: tuple[Stage, ..
                 "delete model or the pretrain stage"
             )
         needs = ()
+    if stage.kind == "ppo" and stage.settings.pretraining_coefficient > 0 and "pretrain" not in earlier:
+        raise RecipeError(
+            f"{here}: pretraining_coefficient = {stage.settings.pretraining_coefficient} wants pre-training rows, and "
+            "there is no pretrain stage before it; delete it or add [pretrain]"
+        )
     if stage.kind == "evaluate" and "sft" in earlier:
         needs = ()
     for kind in needs:
@@ -102,9 +108,18 @@ def _check_world(recipe: Recipe, where: str) -> None:
         here, settings = f"{where} [{stage.name}]", stage.settings
         if stage.kind == "sft":
             _both_or_neither(here, "num_conversations", settings.num_conversations, "world" in settings.sources)
+            if set(settings.sources) == {"world"}:
+                _refuse_changed(here, settings, "heldout_fraction", "the world has held-out conversations of its own")
         if stage.kind == "reward":
             for key in ("num_prompts", "replies_per_prompt"):
                 _both_or_neither(here, key, settings.__dict__[key], "world" in settings.sources)
+            if "world" not in settings.sources:
+                _refuse_changed(here, settings, "label_agreement", "only the world's replies are labelled here")
+        if stage.kind == "curate" and set(settings.sources) == {"world"}:
+            for key in ("heldout_fraction", "heldout"):
+                _refuse_changed(here, settings, key, "the world has held-out text of its own")
+        if stage.kind == "ppo" and not asks_world:
+            _refuse_changed(here, settings, "watch_every", "only the world has a judge for the gold curve")
         if stage.kind == "evaluate" and asks_world and settings.prompts:
             raise RecipeError(f"{here}: prompts has no effect where the world asks its own questions; delete it")
         if stage.kind == "evaluate" and not asks_world and settings.skills:
@@ -116,6 +131,13 @@ def _both_or_neither(here: str, key: str, value: object, has_world: bool) -> Non
         raise RecipeError(f'{here}: {key} is required when sources has "world"')
     if not has_world and value is not None:
         raise RecipeError(f'{here}: {key} = {value} has no effect without "world" in sources; delete it')
+
+
+def _refuse_changed(here: str, settings: Settings, key: str, why: str) -> None:
+    """Refuse a value other than the default, for the resolved recipe spells all defaults out."""
+    value = settings.__dict__[key]
+    if value != type(settings).model_fields[key].default:
+        raise RecipeError(f"{here}: {key} = {value} has no effect: {why}; delete it")
 
 
 def _check_lengths(recipe: Recipe, where: str) -> None:

@@ -49,6 +49,11 @@ class Recipe:
         names = [name for stage in self.stages for name in stage_sources(stage)]
         return tuple(dict.fromkeys(names))
 
+    @property
+    def evaluation_prompts(self) -> tuple[str, ...]:
+        """The recipe's own prompts, which [evaluate] asks where there is no world to ask about."""
+        return tuple(text for stage in self.stages if stage.kind == "evaluate" for text in stage.settings.prompts)
+
     def data_settings(self) -> dict[str, Any]:
         """What of [data] decides the results: all but the folder it happens to lie in."""
         return {name: value for name, value in plain(self.data).items() if name != "root"}

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin, get_type_hints
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, WrapValidator, create_model, model_validator
 
 from jielong.align.settings import PPOConfig
 from jielong.config import Settings
@@ -23,6 +23,16 @@ Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+MAX_QUESTIONS_PER_SKILL = 200  # held-out questions of the world that are kept out of the training text
+
+
+def _number_or_false(value: object, number: Callable[[object], float]) -> float:
+    """Exactly `false` stands for "off", which TOML has no other word for; everything else must be a number."""
+    return False if value is False else number(value)
+
+
+NumberOrFalse = Annotated[float, WrapValidator(_number_or_false)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]  # TOML has arrays only; the items stay strict
 
 
@@ -239,8 +249,8 @@ class RewardSettings(Optimisation):
     sources: Names = ("world",)  # "world": sampled from the sft model and labelled here
     num_prompts: Count | None = None
     replies_per_prompt: Annotated[int, Field(ge=2)] | None = None
-    label_agreement: Annotated[float, Field(gt=0.5, le=1)] = 0.75  # of the labeller with the hidden preference, a pair
-    max_new_tokens: Count = 64
+    label_agreement: Annotated[float, Field(gt=0.5, lt=1)] = 0.75  # of the labeller with the hidden preference, a pair
+    max_new_tokens: Count = 64  # of the sampled replies, which the score's zero and unit are taken from as well
     temperature: Positive = 1.0
     heldout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of the prompts
 
@@ -255,7 +265,7 @@ class PpoSettings(Settings):
     kl_coefficient: float
     target_kl: float | None = None
     kl_horizon_episodes: int = 10000
-    missing_eos_score: float | None = -1.0
+    missing_eos_score: NumberOrFalse = -1.0  # false: off
     discount: float = 1.0
     smoothing: float = 0.95
     inner_epochs: int = 1
@@ -263,7 +273,7 @@ class PpoSettings(Settings):
     micro_batch_rows: int = 32
     clip: float = 0.2
     value_clip: float = 0.2
-    inner_kl_limit: float | None = 0.05
+    inner_kl_limit: NumberOrFalse = 0.05  # false: off
     learning_rate: Positive
     critic_learning_rate: Positive
     warmup_iterations: int = 5
@@ -288,16 +298,17 @@ class PpoSettings(Settings):
         return self
 
     def optimisation(self) -> PPOConfig:
-        """The settings that align/ wants, without those of the stage around it."""
+        """The settings that align/ wants, without those of the stage around it; what is off is None there."""
         names = {field.name for field in dataclasses.fields(PPOConfig)}
-        return PPOConfig(**{name: value for name, value in self if name in names})
+        values: dict[str, Any] = {name: None if value is False else value for name, value in self if name in names}
+        return PPOConfig(**values)
 
 
 class EvaluateSettings(Settings):
     """kind = "evaluate": the same prompts to all models of the run."""
 
     skills: Names = ()  # all of the world's when empty
-    questions_per_skill: Count = 100
+    questions_per_skill: Annotated[int, Field(ge=1, le=MAX_QUESTIONS_PER_SKILL)] = 100
     prompts: Names = ()  # shown side by side where there is no world to ask
     max_new_tokens: Count = 64
 

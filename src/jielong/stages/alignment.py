@@ -41,7 +41,7 @@ def run_ppo(context: Context) -> dict[str, Any]:
     learner = build_learner(policy, reward, tokenizer, settings.optimisation())
     _train(context, learner, ids, heldout)
     policy.eval()
-    save(policy, tokenizer, context.folder / "model", {"stage": context.name, "kind": "ppo", "parent": str(parent)})
+    save(policy, tokenizer, context.folder / "model", context.provenance(settings.num_iterations, parent))
     figures = _compare(context, start_model, policy, reward, tokenizer, heldout)
     figures |= _alignment_tax(context, start_model, policy, tokenizer)
     return {**figures, "episodes": settings.num_iterations * settings.rollout_rows, "prompts_too_long": num_too_long}
@@ -172,11 +172,15 @@ def _scores(reward: RewardModel, tokenizer: Tokenizer, replies: list[Completion]
 def _kl(
     context: Context, before: Transformer, after: Transformer, tokenizer: Tokenizer, replies: list[Completion]
 ) -> float:
-    """Mean over replies sampled from `after` of log after - log before: KL(after || before), nats a reply."""
+    """Mean over replies sampled from `after` of log after - log before: KL(after || before), nats a reply.
+
+    Both at the temperature at which the replies were sampled: at another it would not be the KL of what is sampled.
+    """
+    temperature = context.settings.temperature
     tokens, mask, segments, _ = lay_out(replies, tokenizer.pad_id)
     rows = Rows(tokens.int(), mask, segments.int())
-    gap = heldout_logprobs(after, rows, context.runtime) - heldout_logprobs(before, rows, context.runtime)
-    return float(gap.double().sum()) / len(replies)
+    logprobs = [heldout_logprobs(model, rows, context.runtime, temperature=temperature) for model in (after, before)]
+    return float((logprobs[0] - logprobs[1]).double().sum()) / len(replies)
 
 
 def _alignment_tax(context: Context, before: Transformer, after: Transformer, tokenizer: Tokenizer) -> dict[str, Any]:

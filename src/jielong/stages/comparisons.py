@@ -11,7 +11,6 @@ from torch import Tensor
 
 from jielong.align.agreement import Agreement, length_baseline, measure_agreement, position_baseline
 from jielong.align.reward import (
-    Candidates,
     Comparison,
     Encoded,
     RewardModel,
@@ -22,6 +21,7 @@ from jielong.align.reward import (
     scalar_from_policy,
     split_by_prompt,
 )
+from jielong.align.rollout import fitting_prompts
 from jielong.data.examples import read_comparisons
 from jielong.evaluate.gold import Gold, agreement, calibrate_labeller, simulated_labels
 from jielong.folder import load
@@ -33,7 +33,7 @@ from jielong.stages.training import train
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
 
-NUM_REFERENCE_REPLIES = 512  # SFT replies on which scores get mean 0 and deviation 1
+NUM_REFERENCE_REPLIES = 512  # of the SFT model, on which scores get mean 0 and deviation 1
 
 
 def run_reward(context: Context) -> dict[str, Any]:
@@ -43,31 +43,35 @@ def run_reward(context: Context) -> dict[str, Any]:
     policy, tokenizer = load(parent)
     labelling: dict[str, float] = {}
     left_out: list[str] = []
+    sampled: list[Comparison] = []
     if "world" in settings.sources:
-        comparisons, labelling = _sampled_comparisons(context, policy, tokenizer)
-    else:
-        comparisons = [
-            Comparison.from_record(record, f"{name}: comparison {number}")
-            for name in settings.sources
-            for number, record in enumerate(read_comparisons(context.source(name), context.root, left_out), start=1)
-        ]
-    training, heldout = split_by_prompt(comparisons, settings.heldout_fraction, context.seed)
+        sampled, labelling = _sampled_comparisons(context, policy, tokenizer)
+    given = [
+        Comparison.from_record(record, f"{name}: comparison {number}")
+        for name in settings.sources
+        if name != "world"
+        for number, record in enumerate(read_comparisons(context.source(name), context.root, left_out), start=1)
+    ]
+    training, heldout = split_by_prompt([*sampled, *given], settings.heldout_fraction, context.seed)
     encoded = encode_comparisons(training, tokenizer, policy.config.max_length)
     held = encode_comparisons(heldout, tokenizer, policy.config.max_length)
-    batches, steps_per_epoch = comparison_batches(encoded.items, settings.batch_rows, tokenizer.pad_id, context.seed)
+    batches, steps_per_epoch = comparison_batches(
+        encoded.items, settings.batch_rows, tokenizer.pad_id, context.seed, settings.accumulate
+    )
     model = scalar_from_policy(policy, context.runtime.generator(context.name, "head"))
 
     def evaluate(_step: int) -> dict[str, float]:
         agreement = measure_agreement(model, held.items, tokenizer.pad_id)
         return {"heldout_accuracy": agreement.accuracy, "heldout_loss_nats": agreement.loss_nats}
 
-    train(context, model, bradley_terry, batches, settings.steps(steps_per_epoch), evaluate)
+    totals = train(context, model, bradley_terry, batches, settings.steps(steps_per_epoch), evaluate)
     reward = RewardModel(model.eval())
-    reward.normalise(_reply_batches(encoded.items[:NUM_REFERENCE_REPLIES], tokenizer.pad_id))
-    provenance = {"stage": context.name, "kind": "reward", "parent": str(parent)}
-    reward.save(tokenizer, context.folder / "model", provenance)
+    rows = reference_rows(context, policy, tokenizer, sampled, training)
+    reward.normalise(_reply_batches(rows, tokenizer.pad_id))
+    reward.save(tokenizer, context.folder / "model", context.provenance(totals.steps, parent))
     agreement = measure_agreement(model, held.items, tokenizer.pad_id)
-    return {**_figures(agreement, encoded, held), **labelling, "left_out": len(left_out)}
+    counts = {"reference_replies": len(rows), "left_out": len(left_out)}
+    return {**_figures(agreement, encoded, held), **labelling, **counts}
 
 
 def _figures(agreement: Agreement, encoded: Encoded, held: Encoded) -> dict[str, Any]:
@@ -85,8 +89,33 @@ def _figures(agreement: Agreement, encoded: Encoded, held: Encoded) -> dict[str,
     }
 
 
-def _reply_batches(items: list[Candidates], pad_id: int, batch_rows: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
-    rows = [row for item in items for row in item.rows]
+def reference_rows(
+    context: Context, policy: Transformer, tokenizer: Tokenizer, sampled: list[Comparison], training: list[Comparison]
+) -> list[list[int]]:
+    """Ids of prompts with replies of the SFT model, which are to score 0 on average: the unit of all that follows.
+
+    sampled: comparisons of the SFT model's own replies, whose first ones are taken. Where there are none, the replies
+    in the files are anyone's, and the SFT model answers the training prompts here.
+    """
+    if sampled:
+        said = [(c.messages, reply) for c in sampled[:NUM_REFERENCE_REPLIES] for reply in c.replies]
+        rows = [render([*prompt, {"role": "assistant", "content": reply}], tokenizer)[0] for prompt, reply in said]
+        return [row for row in rows if len(row) <= policy.config.max_length][:NUM_REFERENCE_REPLIES]
+    settings = context.settings
+    prompts = {comparison.prompt: comparison.messages for comparison in training}
+    ids = [render(messages, tokenizer, reply=True)[0] for messages in prompts.values()]
+    ids, _ = fitting_prompts(ids, policy.config.max_length, settings.max_new_tokens)
+    context.progress.say(f"{context.name}: sampling {NUM_REFERENCE_REPLIES} replies to normalise the scores on")
+    completions = Engine(policy, tokenizer, context.runtime).generate(
+        [ids[number % len(ids)] for number in range(NUM_REFERENCE_REPLIES)],
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        seed=derive_seed(context.seed, "reference"),
+    )
+    return [[*completion.prompt, *completion.tokens] for completion in completions]
+
+
+def _reply_batches(rows: list[list[int]], pad_id: int, batch_rows: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
     for first in range(0, len(rows), batch_rows):
         tokens, _, ends = pad_rows(rows[first : first + batch_rows], pad_id)
         yield tokens, ends

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from jielong.data.sources import Source
 from jielong.data.world import World
 from jielong.errors import RecipeError
 from jielong.log import MetricsLog, Progress
+from jielong.model.hf import read_provenance
 from jielong.recipe import Recipe
 from jielong.runtime import Runtime, derive_seed
 
@@ -89,6 +91,25 @@ class Context:
             if self.kinds[name] in kinds:
                 return self.earlier[name] / "model"
         raise RecipeError(f"stage [{self.name}] needs a stage of kind {' or '.join(kinds)} before it")
+
+    def provenance(self, steps: int, parent: Path | None = None) -> dict[str, Any]:
+        """What jielong.json says of this stage's model, beside the tokenizer's hash that `save` adds.
+
+        steps: of training, in this stage. parent: the model folder it started from, told relative to the new one, so
+        that a run may be moved. data_hash: of the curated corpus; without one, what the parent says of its own.
+        """
+        if self.has("curate"):
+            data_hash = read_json(self.folder_of("curate") / "stage.json")["hash"]
+        else:
+            data_hash = read_provenance(parent).get("data_hash") if parent is not None else None
+        return {
+            "stage": self.name,
+            "kind": self.kind,
+            "recipe_hash": self.recipe.hash,
+            "data_hash": data_hash,
+            "parent": None if parent is None else Path(os.path.relpath(parent, self.folder / "model")).as_posix(),
+            "steps": steps,
+        }
 
     def clear_checkpoints(self) -> None:
         """Remove the training state of a finished stage; its model folder is what stays."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -11,13 +11,10 @@ from jielong.data.curate import curate
 from jielong.data.sources import Document, read_documents
 from jielong.data.world import SKILLS
 from jielong.errors import DataError
+from jielong.recipe.settings import MAX_QUESTIONS_PER_SKILL
 from jielong.stages.context import Context, read_jsonl, write_json, write_jsonl
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
-
-NUM_EVALUATION_QUESTIONS = (
-    200  # per skill: what `evaluate` may ask at most, and what curation keeps out of the training text
-)
 
 
 def evaluation_questions(context: Context, num: int) -> dict[str, list[dict[str, Any]]]:
@@ -33,9 +30,9 @@ def askable(questions: list[dict[str, Any]], tokenizer: Tokenizer, context_token
 def run_curate(context: Context) -> dict[str, Any]:
     """Write documents.jsonl and heldout.jsonl, and the ledger of what was removed and why."""
     settings = context.settings
-    prompts: list[str] = []
+    prompts = list(context.recipe.evaluation_prompts)
     if "world" in settings.sources:
-        for skill, questions in evaluation_questions(context, NUM_EVALUATION_QUESTIONS).items():
+        for skill, questions in evaluation_questions(context, MAX_QUESTIONS_PER_SKILL).items():
             # Facts must stand in the text, asked about or not: only tasks whose answer could be copied count.
             if not skill.startswith("facts"):
                 prompts += [question["messages"][-1]["content"] for question in questions]
@@ -44,7 +41,7 @@ def run_curate(context: Context) -> dict[str, Any]:
 
     def training() -> Iterator[dict[str, str]]:
         for document in kept:
-            for part, is_heldout in _split(document, settings):
+            for part, is_heldout in _split(document, settings, context.recipe.data.sources):
                 if is_heldout:
                     heldout.append(part)
                 else:
@@ -88,9 +85,12 @@ def _counted(context: Context, documents: Iterable[Document]) -> Iterator[Docume
         yield document
 
 
-def _split(document: Document, settings: Any) -> Iterator[tuple[Document, bool]]:
-    """Divide one kept document between training and held-out text: whole, by its hash, or by its tail."""
-    if document.source == "world" or settings.heldout_fraction == 0:
+def _split(document: Document, settings: Any, divisible: Container[str]) -> Iterator[tuple[Document, bool]]:
+    """Divide one kept document between training and held-out text: whole, by its hash, or by its tail.
+
+    divisible: names of the sources to be divided; the world's documents are not, for it has a held-out split.
+    """
+    if document.source not in divisible or settings.heldout_fraction == 0:
         yield document, False
     elif settings.heldout == "tail":
         cut = round(len(document.text) * (1 - settings.heldout_fraction))

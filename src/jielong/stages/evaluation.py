@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jielong.errors import RecipeError
 from jielong.evaluate.skills import exact_match
 from jielong.folder import load
 from jielong.generate.engine import Engine
@@ -48,6 +49,17 @@ def run_evaluate(context: Context) -> dict[str, Any]:
         "questions_per_skill": settings.questions_per_skill if questions else 0,
         "questions_too_long": num_too_long,
     }
+
+
+def check_prompts(prompts: Sequence[str], tokenizer: Tokenizer, context_tokens: int) -> None:
+    """Raises RecipeError for a prompt of [evaluate] that fills the context: before a model is trained for hours."""
+    for prompt in prompts:
+        num_tokens = len(render([{"role": "user", "content": prompt}], tokenizer, reply=True)[0])
+        if num_tokens >= context_tokens:
+            raise RecipeError(
+                f"[evaluate] prompts: {prompt[:40]!r}... is {num_tokens} tokens as a turn, which leaves no room for a "
+                f"reply in the model's context of {context_tokens}; shorten it"
+            )
 
 
 def _answers(engine: Engine, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[dict[str, Any]]:

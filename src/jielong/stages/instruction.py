@@ -16,6 +16,7 @@ from jielong.generate.engine import Engine
 from jielong.model.transformer import Transformer
 from jielong.stages.context import Context, write_json
 from jielong.stages.corpus import askable, evaluation_questions
+from jielong.stages.evaluation import check_prompts
 from jielong.stages.training import train
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
@@ -30,6 +31,7 @@ def run_sft(context: Context) -> dict[str, Any]:
     settings = context.settings
     parent = Path(settings.model) if settings.model is not None else context.last_model("pretrain")
     model, tokenizer = load(parent)
+    check_prompts(context.recipe.evaluation_prompts, tokenizer, model.config.max_length)
     left_out: list[str] = []
     train_set, heldout_set = conversations(context, left_out)
     rows = _rows(train_set, tokenizer, model.config.max_length, settings.packed)
@@ -43,7 +45,7 @@ def run_sft(context: Context) -> dict[str, Any]:
 
     before = evaluate(0)["heldout_loss_nats"]
     totals = train(context, model, next_token, loader.batches, settings.steps(loader.num_steps_per_epoch), evaluate)
-    save(model, tokenizer, context.folder / "model", {"stage": context.name, "kind": "sft", "parent": str(parent)})
+    save(model, tokenizer, context.folder / "model", context.provenance(totals.steps, parent))
     table = skill_table(context, model, tokenizer, NUM_QUESTIONS)
     ended, replies = end_of_turn_rate(context, model, tokenizer, heldout_set)
     write_json(context.folder / "samples.json", replies[:12])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from typing import Any
 
 from rich.console import Console
 
-from jielong.config import config_hash, write_atomic
+from jielong.config import write_atomic
 from jielong.errors import TrainingError, UsageError, nearest
 from jielong.log import Progress
-from jielong.recipe import Recipe, parse_recipe, write_toml
+from jielong.recipe import Recipe, Stage, parse_recipe, write_toml
 from jielong.recipe.costing import format_plan, plan_recipe
 from jielong.report import write_report
 from jielong.runtime import Runtime, detect, environment
@@ -24,8 +24,22 @@ from jielong.stages.comparisons import run_reward
 from jielong.stages.context import Context, read_json, write_json
 from jielong.stages.corpus import run_curate, run_tokenizer
 from jielong.stages.evaluation import run_evaluate
+from jielong.stages.identity import (
+    FileHashes,
+    changed_file,
+    fetched_inputs,
+    made_hash,
+    refuse_foreign,
+    run_hash,
+    stage_hash,
+)
 from jielong.stages.instruction import run_sft
 from jielong.stages.pretraining import run_pretrain
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs in one folder are then not kept apart
+    fcntl = None  # type: ignore[assignment]
 
 STAGES: dict[str, Callable[[Context], dict[str, Any]]] = {
     "curate": run_curate,
@@ -66,18 +80,17 @@ def run_recipe(
     folder = Path(out) if out is not None else Path("runs") / recipe.run.name
     runtime = detect(recipe.run.device, recipe.run.dtype, recipe.run.threads, recipe.run.seed)
     with _locked(folder):
-        hashes = _stage_hashes(recipe, runtime)
         folders = {
             stage.name: folder / f"{index:02d}-{stage.name}" for index, stage in enumerate(recipe.stages, start=1)
         }
-        _refuse_foreign(folder, folders, hashes)
+        refuse_foreign(folder, recipe, runtime, folders)
         write_atomic(folder / "recipe.toml", write_toml(recipe))
         write_json(folder / "environment.json", environment(runtime))
         _print_plan(recipe, runtime, folder, quiet)
         with Progress(names, quiet=quiet) as progress:
             report = write_report(folder)  # of what is finished; a kill may have come between a stage and its report
             for name in names:
-                if _run_stage(recipe, name, folders, hashes, runtime, progress):
+                if _run_stage(recipe, name, folders, runtime, progress):
                     report = write_report(folder)
     return report
 
@@ -93,19 +106,16 @@ def _print_plan(recipe: Recipe, runtime: Runtime, folder: Path, quiet: bool) -> 
         Console(stderr=True).print(format_plan(plan))
 
 
-def _run_stage(
-    recipe: Recipe, name: str, folders: dict[str, Path], hashes: dict[str, str], runtime: Runtime, progress: Progress
-) -> bool:
+def _run_stage(recipe: Recipe, name: str, folders: dict[str, Path], runtime: Runtime, progress: Progress) -> bool:
     """Run one stage unless its DONE file says that it is finished; returns whether there was something to do."""
     stage = next(stage for stage in recipe.stages if stage.name == name)
-    folder = folders[name]
+    folder, order = folders[name], list(folders)
     if (folder / "DONE").exists():
         progress.skip(name)
         return False
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "stage.json", {"name": name, "kind": stage.kind, "hash": hashes[name]})
-    write_atomic(folder / "config.toml", write_toml(recipe, stage=name))
-    order = list(folders)
+    earlier = order[: order.index(name)]
+    previous = made_hash(folders[earlier[-1]]) if earlier else run_hash(recipe, runtime)
+    _begin(recipe, stage, folder, previous, progress)
     context = Context(
         name=name,
         kind=stage.kind,
@@ -114,7 +124,7 @@ def _run_stage(
         folder=folder,
         runtime=runtime,
         progress=progress,
-        earlier={other: folders[other] for other in order[: order.index(name)]},
+        earlier={other: folders[other] for other in earlier},
         kinds={other.name: other.kind for other in recipe.stages},
     )
     spent_file = folder / "seconds.json"
@@ -130,47 +140,23 @@ def _run_stage(
         write_json(spent_file, {"seconds": seconds})
     write_json(folder / "figures.json", {"kind": stage.kind, "seconds": seconds, "figures": figures})
     context.clear_checkpoints()
-    write_atomic(folder / "DONE", json.dumps({"hash": hashes[name]}) + "\n")
+    write_atomic(folder / "DONE", json.dumps({"hash": made_hash(folder)}) + "\n")
     progress.done(name, seconds, "")
     return True
 
 
-def _stage_hashes(recipe: Recipe, runtime: Runtime) -> dict[str, str]:
-    """A hash per stage over its settings, the run's seed and precision, the data tables, and all stages before it."""
-    hashes: dict[str, str] = {}
-    previous = config_hash(
-        {
-            "seed": recipe.run.seed,
-            "dtype": str(runtime.dtype),
-            "device": runtime.device.type,
-            "data": recipe.data_settings(),
-        }
-    )
-    for stage in recipe.stages:
-        settings = stage.settings.model_dump(mode="json")
-        previous = config_hash({"name": stage.name, "kind": stage.kind, "settings": settings, "before": previous})
-        hashes[stage.name] = previous
-    return hashes
-
-
-def _refuse_foreign(folder: Path, folders: dict[str, Path], hashes: dict[str, str]) -> None:
-    """Raise UsageError if a stage folder there was made with other settings: nothing is ever overwritten."""
-    known = {path.name for path in folders.values()}
-    for path in sorted(folder.glob("[0-9][0-9]-*")):
-        if not (path / "stage.json").exists():
-            continue
-        made = read_json(path / "stage.json")
-        if path.name not in known:
-            raise UsageError(
-                f"{folder} holds {path.name}, which this recipe does not have: it is the run of another recipe. "
-                f"Choose another folder with --out, or remove {folder}."
-            )
-        if made["hash"] != hashes[made["name"]]:
-            raise UsageError(
-                f"{path} was made with other settings, seed, precision or inputs than this recipe asks for. "
-                f"Choose another folder with --out, or remove {path} and the stages after it to make them anew "
-                f"(its settings are in {path / 'config.toml'})."
-            )
+def _begin(recipe: Recipe, stage: Stage, folder: Path, previous: str, progress: Progress) -> None:
+    """Fetch what the stage reads and write down what it is made from; if it had begun with other files, clear it."""
+    inputs = fetched_inputs(recipe, stage, FileHashes(folder.parent / "inputs.json"), progress.say)
+    description = folder / "stage.json"
+    changed = changed_file(read_json(description).get("inputs", {}), inputs) if description.exists() else None
+    if changed is not None:
+        progress.say(f"{stage.name}: {changed} has changed since this stage was stopped; it begins anew")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"name": stage.name, "kind": stage.kind, "hash": stage_hash(recipe, stage, inputs, previous)}
+    write_json(description, {**content, "inputs": inputs})
+    write_atomic(folder / "config.toml", write_toml(recipe, stage=stage.name))
 
 
 @contextmanager
@@ -182,7 +168,8 @@ def _locked(folder: Path) -> Iterator[None]:
         raise UsageError(f"{folder} is a file; --out must name a folder") from None
     with open(folder / ".lock", "w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UsageError(
                 f"another jielong process is running in {folder}; wait for it or choose another --out"

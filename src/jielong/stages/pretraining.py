@@ -16,6 +16,7 @@ from jielong.model.transformer import Transformer
 from jielong.plan.cost import flops_per_token, probe_flops
 from jielong.plan.count import count_parameters
 from jielong.stages.context import Context, read_jsonl, write_json
+from jielong.stages.evaluation import check_prompts
 from jielong.stages.training import train
 from jielong.tokenizer import Tokenizer
 from jielong.train.objectives import next_token
@@ -30,6 +31,7 @@ def run_pretrain(context: Context) -> dict[str, Any]:
     """Pre-train, and compare with n-gram models over the same tokens, text and scored positions."""
     settings = context.settings
     tokenizer = Tokenizer.load(context.folder_of("tokenizer") / "model")
+    check_prompts(context.recipe.evaluation_prompts, tokenizer, settings.context_tokens)
     corpus = context.folder_of("curate")
     rows = encoded_rows(context, tokenizer, corpus / "documents.jsonl", "rows.safetensors")
     heldout = encoded_rows(context, tokenizer, corpus / "heldout.jsonl", "heldout.safetensors")
@@ -45,8 +47,7 @@ def run_pretrain(context: Context) -> dict[str, Any]:
         return {"heldout_loss_nats": nats / num_tokens, "heldout_bits_per_byte": bits_per_byte(nats, heldout_bytes)}
 
     totals = train(context, model, next_token, loader.batches, num_steps, evaluate)
-    provenance = {"stage": context.name, "kind": "pretrain", "steps": totals.steps}
-    save(model, tokenizer, context.folder / "model", provenance)
+    save(model, tokenizer, context.folder / "model", context.provenance(totals.steps))
     write_json(context.folder / "samples.json", _continuations(context, model, tokenizer, corpus / "heldout.jsonl"))
     context.progress.say(f"{context.name}: counting n-grams for the baselines")
     grams = fit_ngram(rows, 5, tokenizer.vocab_size)

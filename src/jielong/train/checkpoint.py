@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from jielong.errors import CheckpointError
+from jielong.errors import CheckpointError, StorageError
+from jielong.tensors import write_tensors
 
 VERSION = 1
 STATE_FILE = "state.json"
@@ -65,7 +66,7 @@ def save_checkpoint(
         _clean(folder)
         _write(unfinished, tensors, text)
         _replace(unfinished, target)
-    except (OSError, SafetensorError) as error:
+    except (OSError, StorageError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)  # before the free space is measured
         raise _not_written(target, num_bytes, error) from error
     finally:
@@ -137,7 +138,6 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {key: _plain(state[key]) for key, first in _tied(model).items() if key == first}
 
 
-
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous()
 
@@ -190,8 +190,7 @@ def _write(unfinished: Path, tensors: Mapping[str, dict[str, Tensor]], text: str
     """All files of a checkpoint, each on the disk before this returns."""
     unfinished.mkdir()
     for file, content in tensors.items():
-        save_file(content, unfinished / file)
-        _flush(unfinished / file)
+        write_tensors(unfinished / file, content)
     (unfinished / STATE_FILE).write_text(text, encoding="utf-8")
     _flush(unfinished / STATE_FILE)
     _flush(unfinished)
@@ -221,9 +220,11 @@ def _not_written(target: Path, num_bytes: int, error: Exception) -> CheckpointEr
     earlier = _complete(folder) if folder == target.parent else []
     safe = f"the one before it, {earlier[-1].name}, is intact" if earlier else "there was no checkpoint before it"
     free = shutil.disk_usage(folder).free
+    reason = error.__cause__ or error
     return CheckpointError(
-        f"{target} could not be written ({error}): it needs {num_bytes / 1e6:.1f} MB, the disk has {free / 1e6:.1f} MB "
-        f"free; {safe}. Make room there and run the same command again: it goes on from the last checkpoint."
+        f"{target} could not be written ({reason}): it needs {num_bytes / 1e6:.1f} MB, the disk has "
+        f"{free / 1e6:.1f} MB free; {safe}. Make room there and run the same command again: it goes on from the last "
+        "checkpoint."
     )
 
 

@@ -50,6 +50,15 @@ class Facts:
                 stated = [template.format(**words) for template in (relation.canonical, *relation.phrasings)]
                 self.statements[key] = tuple(text[0].upper() + text[1:] for text in stated)
 
+    def subjects(self) -> dict[str, tuple[tuple[str, str], ...]]:
+        """language -> (name, the name as a canonical sentence begins with it: "ring", "A ring") of every entity."""
+        found: dict[str, list[tuple[str, str]]] = {"en": [], "zh": []}
+        for entity in self.entities:
+            opening = RELATIONS[entity.kind][0].canonical.split("{n}")[0]
+            subject = f"{opening}{entity.name}"
+            found[entity.language].append((entity.name, subject[0].upper() + subject[1:]))
+        return {language: tuple(pairs) for language, pairs in found.items()}
+
     @staticmethod
     def _cumulative(entities: tuple[Entity, ...]) -> list[float]:
         total, weights = 0.0, []

@@ -31,28 +31,30 @@ SKILLS = (
     "story",
     "identity",
     "refusal",
+    "echo",
     "terminal",
 )
 
 # Share of the pre-training documents, and of the conversations, that speaks of each skill.
 DOCUMENT_WEIGHTS = {
-    "facts": 0.45,
-    "arithmetic": 0.14,
-    "translation": 0.13,
+    "facts": 0.33,
+    "arithmetic": 0.10,
+    "translation": 0.12,
     "chain": 0.05,
-    "story": 0.07,
+    "story": 0.06,
     "terminal": 0.04,
     "manners": 0.02,
-    "echo": 0.10,
+    "echo": 0.28,
 }
 CONVERSATION_WEIGHTS = {
-    "facts_seen": 0.32,
-    "arithmetic": 0.18,
-    "translation": 0.16,
-    "chain": 0.09,
-    "story": 0.12,
+    "facts_seen": 0.26,
+    "arithmetic": 0.16,
+    "translation": 0.17,
+    "chain": 0.08,
+    "story": 0.11,
     "identity": 0.03,
     "refusal": 0.05,
+    "echo": 0.09,
     "terminal": 0.05,
 }
 JUNK_FRACTION = 0.04
@@ -72,8 +74,7 @@ class World:
         self.story = Story(seed)
         self.terminal = Terminal(seed)
         self.manners = Manners(seed)
-        names = {language: [e.name for e in self.facts.entities if e.language == language] for language in ("en", "zh")}
-        self.echo = Echo({"en": (*names["en"], *WORDS), "zh": (*names["zh"], *WORDS_ZH)})
+        self.echo = Echo({"en": WORDS, "zh": WORDS_ZH}, self.facts.subjects())
         self._writers: dict[str, Callable[[random.Random], tuple[str, str]]] = {
             "facts": self.facts.document,
             "arithmetic": self.arithmetic.document,
@@ -93,6 +94,7 @@ class World:
             "story": self.story.exchange,
             "identity": self.manners.identity,
             "refusal": self.manners.refusal,
+            "echo": self.echo.exchange,
             "terminal": self.terminal.exchange,
         }
         self._leaked: list[str] = []
