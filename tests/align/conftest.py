@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -60,7 +61,12 @@ def build_model(head: str = "lm", seed: int = 0, vocab_size: int = 12, scale: fl
     model = Transformer(config)
     model.init_weights(torch.Generator().manual_seed(seed))
     with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:  # to N(0, 0.02): the bandits start from all but uniform predictions
+                weight.mul_(0.02 * math.sqrt(config.width))
         model.embed.weight.mul_(scale)  # a scale above 1 makes the predictions less uniform
+        if head == "scalar":
+            model.score.weight.div_(0.02 * math.sqrt(config.width))
     return model.eval()
 
 

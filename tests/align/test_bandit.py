@@ -56,9 +56,6 @@ def bandit(seed: int, head: str = "lm") -> Transformer:
     )
     model = Transformer(config)
     model.init_weights(torch.Generator().manual_seed(seed))
-    if head == "lm":  # not uniform, so that the optimum differs from a plain softmax of the rewards
-        with torch.no_grad():
-            model.unembedding.weight.mul_(12.0)
     return model
 
 

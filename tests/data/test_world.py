@@ -171,7 +171,7 @@ def test_held_out_sums_stand_nowhere(world: World, prose: str, dialogue: str) ->
         (min(int(a), int(b)), max(int(a), int(b)))
         for a, b in re.findall(r"(?<!\d)(\d\d) ?[+-] ?(\d\d)(?!\d)", prose + dialogue)
     }
-    assert len(seen) > 2500 and not seen & held
+    assert len(seen) > 2000 and not seen & held
     for row in world.questions("arithmetic", 200):
         a, b = map(int, re.findall(r"\d\d", row["messages"][-1]["content"]))
         assert (min(a, b), max(a, b)) in held
@@ -218,7 +218,16 @@ def test_held_out_phrases_hold_a_held_pair(world: World) -> None:
 # Facts
 
 
-def test_unseen_entities_are_stated_often_and_never_asked_about(world: World, prose: str, dialogue: str) -> None:
+ECHO = re.compile(r"(Please say|Say|Call|Repeat|请说|说一说|叫一声|重复|跟我念|再说一遍)")  # a call tells nothing of a name
+
+
+def test_unseen_entities_are_stated_often_and_never_asked_about(world: World, prose: str) -> None:
+    turns = [row["messages"] for row in world.conversations(8000)]
+    pairs = [
+        (a["content"], b["content"]) for row in turns for a, b in zip(row, row[1:], strict=False) if a["role"] == "user"
+    ]
+    dialogue = "\n".join(f"{question}\n{reply}" for question, reply in pairs if not ECHO.match(question))
+    assert 0.05 < 1 - sum(not ECHO.match(question) for question, _ in pairs) / len(pairs) < 0.2
     asked = {row["messages"][-1]["content"] for row in world.questions("facts_unseen", 3000)}
     assert len(asked) > 1000
     assert not any(text in prose or text in dialogue for text in asked)
@@ -232,7 +241,7 @@ def test_unseen_entities_are_stated_often_and_never_asked_about(world: World, pr
             assert not re.search(rf"\b{entity.name}\b", dialogue)
         for relation in RELATIONS[entity.kind]:
             stated = world.facts.statements[entity.kind, entity.name, relation.name]
-            assert sum(said[sentence] for sentence in stated) >= 15, (entity, relation.name)
+            assert sum(said[sentence] for sentence in stated) >= 10, (entity, relation.name)
             assert sum(sentence in said for sentence in stated) >= 4  # in several phrasings
 
 

@@ -24,6 +24,7 @@ STAGES = ["curate", "tokenizer", "pretrain", "sft", "reward", "ppo", "evaluate"]
 MODELS = ["pretrain", "sft", "reward", "ppo"]
 SKILLS = {
     "facts_seen", "facts_unseen", "arithmetic", "translation", "chain", "story", "identity", "refusal", "terminal",
+    "echo",
 }  # fmt: skip
 FIGURES = {
     "curate": ["documents_in", "documents_kept", "removed", "masked", "documents_per_second"],

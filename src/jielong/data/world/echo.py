@@ -8,11 +8,12 @@ Source: Olsson et al. 2022, arXiv:2209.11895 (induction heads form on repeated r
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jielong.data.world.exchange import Exchange
 
 _CONSONANTS = "b d f g k l m n p r s t v z".split()
+_MIN_CHARACTERS = 100  # of a page; shorter ones are joined
 _VOWELS = "a e i o u".split()
 _SAY = {
     "en": (("The teacher says: ", "The class says: "), ("First time: ", "Second time: "), ("List: ", "Once more: ")),
@@ -37,9 +38,9 @@ _FIND = {
 
 
 class Echo:
-    """Pages of three kinds: lines said twice, names called and answered, tables that are looked up."""
+    """Pages of four kinds: lines recited again and again or said twice, names called and answered, tables looked up."""
 
-    def __init__(self, words: dict[str, Sequence[str]], subjects: dict[str, Sequence[tuple[str, str]]]) -> None:
+    def __init__(self, words: dict[str, Sequence[str]], subjects: Mapping[str, Sequence[tuple[str, str]]]) -> None:
         """words: language -> words of the rest of the world. subjects: (name, how a sentence begins with it).
 
         All names are called here, also those that no question asks about: a call tells nothing about its name.
@@ -66,8 +67,11 @@ class Echo:
     def document(self, rng: random.Random) -> tuple[str, str]:
         """(text, language)."""
         language = "zh" if rng.random() < 0.35 else "en"
-        page = rng.choice((self._recited, self._recited, self._said_twice, self._called, self._looked_up))
-        return "\n".join(page(rng, language)), language
+        text = ""
+        while len(text) < _MIN_CHARACTERS:
+            page = rng.choice((self._recited, self._recited, self._said_twice, self._called, self._looked_up))
+            text += ("\n\n" if text else "") + "\n".join(page(rng, language))
+        return text, language
 
     def _word(self, rng: random.Random, language: str) -> str:
         if rng.random() < 0.6 or language == "zh":
