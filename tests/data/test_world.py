@@ -218,7 +218,7 @@ def test_held_out_phrases_hold_a_held_pair(world: World) -> None:
 # Facts
 
 
-ECHO = re.compile(r"(Please say|Say|Call|Repeat|请说|说一说|叫一声|重复|跟我念|再说一遍)")  # a call tells nothing of a name
+ECHO = re.compile(r"(Please say|Say|Call|Repeat|请说|说一说|叫一声|重复|跟我念|再说一遍)")
 
 
 def test_unseen_entities_are_stated_often_and_never_asked_about(world: World, prose: str) -> None:

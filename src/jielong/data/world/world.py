@@ -47,14 +47,14 @@ DOCUMENT_WEIGHTS = {
     "echo": 0.28,
 }
 CONVERSATION_WEIGHTS = {
-    "facts_seen": 0.26,
+    "facts_seen": 0.22,
     "arithmetic": 0.16,
     "translation": 0.17,
     "chain": 0.08,
     "story": 0.11,
     "identity": 0.03,
     "refusal": 0.05,
-    "echo": 0.09,
+    "echo": 0.13,
     "terminal": 0.05,
 }
 JUNK_FRACTION = 0.04
