@@ -58,7 +58,7 @@ CONVERSATION_WEIGHTS = {
     "terminal": 0.05,
 }
 JUNK_FRACTION = 0.04
-MULTI_TURN_FRACTION = 0.15
+MULTI_TURN_FRACTION = 0.4
 _NUM_LEAKED = 50  # prompts of each skill that contaminated documents copy
 
 
@@ -169,7 +169,7 @@ class World:
         return [self._conversation(self._random(f"conversations-{split}", index), split) for index in range(num)]
 
     def _conversation(self, rng: random.Random, split: str) -> dict:
-        num_turns = rng.randint(2, 3) if rng.random() < MULTI_TURN_FRACTION else 1
+        num_turns = rng.randint(2, 6) if rng.random() < MULTI_TURN_FRACTION else 1
         skill = rng.choices(_ASKED, weights=_ASKED_WEIGHTS)[0]
         if skill == "terminal":
             turns = self.terminal.session(rng, split, num_turns)
