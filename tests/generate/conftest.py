@@ -33,7 +33,7 @@ def build_model(tokenizer: Tokenizer, seed: int = 0) -> Transformer:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not name.endswith("norm.weight"):
-                parameter.mul_(12.0)
+                parameter.mul_(1.36)
     return model
 
 

@@ -292,7 +292,7 @@ def test_loss_falls() -> None:
     batch = ragged_batch(5)
     run = fit(model, optimizer, lambda step: [batch], next_token, lambda step: 1.0, CPU, FitConfig(num_steps=40))
     losses = [stats.loss for stats in run]
-    assert losses[0] == pytest.approx(math.log(40), abs=0.3) and losses[-1] < 0.5
+    assert losses[0] == pytest.approx(math.log(40), abs=1.0) and losses[-1] < 0.5
 
 
 @pytest.mark.parametrize("config", [FitConfig(num_steps=1, clip=0.0), FitConfig(num_steps=1, start=-1)])
