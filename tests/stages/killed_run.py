@@ -47,6 +47,7 @@ def write(log: MetricsLog, step: int, **values: Any) -> None:
     if ORDER["moment"] == "after_step":
         die()
     elif ORDER["moment"] == "interrupt":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell leaves it ignored
         signal.raise_signal(signal.SIGINT)
     elif ORDER["moment"] in ROOM_BYTES:
         room = ROOM_BYTES[ORDER["moment"]]
