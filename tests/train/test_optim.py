@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from jielong.errors import UsageError
-from jielong.train.optim import OptimizerConfig, build_optimizer, decay_groups, set_learning_rate
+from jielong.train.checkpoint import load_checkpoint, save_checkpoint
+from jielong.train.optim import MuonAdamW, OptimizerConfig, build_optimizer, decay_groups, set_learning_rate
 
 
 class Tied(nn.Module):
@@ -22,7 +25,7 @@ class Tied(nn.Module):
 
 def test_matrices_decay_vectors_do_not_and_a_tied_matrix_counts_once() -> None:
     model = Tied()
-    matrices, vectors = decay_groups(model, 0.1)
+    matrices, vectors = decay_groups(list(model.parameters()), 0.1)
     assert matrices["weight_decay"] == 0.1 and vectors["weight_decay"] == 0.0
     assert [id(p) for p in matrices["params"]] == [id(model.embed.weight)]  # type: ignore[attr-defined]
     assert {id(p) for p in vectors["params"]} == {id(p) for p in (model.norm.weight, model.norm.bias, model.out.bias)}  # type: ignore[attr-defined]
@@ -57,8 +60,12 @@ def test_learning_rate_is_peak_times_multiplier() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"learning_rate": 0.0}, {"weight_decay": -1.0}, {"beta1": 1.0}, {"beta2": -0.1}, {"eps": 0.0}]
-)
+    "bad",
+    [
+        {"learning_rate": 0.0}, {"weight_decay": -1.0}, {"beta1": 1.0}, {"beta2": -0.1}, {"eps": 0.0},
+        {"matrix_learning_rate": -1.0},
+    ],
+)  # fmt: skip
 def test_bad_settings_are_named(bad: dict[str, float]) -> None:
     (name, value), = bad.items()
     with pytest.raises(UsageError, match=f"{name} = {value}"):
@@ -69,3 +76,86 @@ def test_nothing_to_train_is_an_error() -> None:
     model = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(UsageError, match="no trainable parameter"):
         build_optimizer(model, OptimizerConfig(learning_rate=0.1))
+
+
+class Layered(nn.Module):
+    """An embedding, two layers with a matrix, a router and a norm each, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"up": nn.Linear(4, 6), "down": nn.Linear(6, 4), "router": nn.Linear(4, 2)}) for _ in range(2)
+        )
+        self.head = nn.Linear(4, 7)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.embed(tokens)
+        for layer in self.layers:
+            x = x + layer["down"](layer["up"](x).relu() * layer["router"](x).sum(dim=-1, keepdim=True))
+        return self.head(x)
+
+
+MUON = OptimizerConfig(learning_rate=0.003, weight_decay=0.1, matrix_learning_rate=0.02)
+
+
+def train(model: Layered, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for step in steps:
+        tokens = torch.randint(7, (5, 3), generator=torch.Generator().manual_seed(step))
+        model(tokens).square().mean().backward()
+        set_learning_rate(optimizer, 1 / (step + 1))
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def layered() -> Layered:
+    torch.manual_seed(3)
+    return Layered()
+
+
+def test_muon_trains_the_matrices_inside_layers_and_adamw_the_rest() -> None:
+    model = layered()
+    muon, *adamw = build_optimizer(model, MUON).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    wanted = {f"layers.{number}.{name}.weight" for number in range(2) for name in ("up", "down")}
+    assert {names[id(parameter)] for parameter in muon["params"]} == wanted
+    assert {names[id(p)] for group in adamw for p in group["params"]} == set(names.values()) - wanted
+    assert (muon["initial_lr"], adamw[0]["initial_lr"]) == (0.02, 0.003)
+
+
+def test_muon_and_adamw_step_as_torchs_own_two_would() -> None:
+    one, two = layered(), layered()
+    train(one, build_optimizer(one, MUON), range(4))
+    matrices = [p for n, p in two.named_parameters() if "up.weight" in n or "down.weight" in n]
+    rest = [p for p in two.parameters() if all(p is not matrix for matrix in matrices)]
+    muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, momentum=0.95)
+    adamw = torch.optim.AdamW(decay_groups(rest, 0.1), lr=0.003, betas=(0.9, 0.95), fused=True)
+    for step in range(4):
+        tokens = torch.randint(7, (5, 3), generator=torch.Generator().manual_seed(step))
+        two(tokens).square().mean().backward()
+        for optimizer, peak in ((muon, 0.02), (adamw, 0.003)):
+            for group in optimizer.param_groups:
+                group["lr"] = peak / (step + 1)
+            optimizer.step()
+            optimizer.zero_grad()
+    for name, parameter in one.named_parameters():
+        assert torch.equal(parameter, two.get_parameter(name)), name
+
+
+def test_muon_goes_on_from_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
+    whole = layered()
+    optimizer = build_optimizer(whole, MUON)
+    train(whole, optimizer, range(3))
+    save_checkpoint(tmp_path, 3, {"model": whole}, {"optimizer": optimizer}, {})
+    train(whole, optimizer, range(3, 6))
+    resumed = layered()
+    again = build_optimizer(resumed, MUON)
+    load_checkpoint(tmp_path / "step-000003", {"model": resumed}, {"optimizer": again})
+    train(resumed, again, range(3, 6))
+    assert all(torch.equal(p, resumed.get_parameter(name)) for name, p in whole.named_parameters())
+    assert isinstance(again, MuonAdamW)
+
+
+def test_muon_without_a_matrix_to_train_is_an_error() -> None:
+    with pytest.raises(UsageError, match="none of them is trainable"):
+        build_optimizer(Tied(), MUON)

@@ -16,7 +16,9 @@ from jielong.align.settings import PPOConfig
 from jielong.config import Settings
 from jielong.data.curate import CurateConfig
 from jielong.data.sources import Source
-from jielong.errors import UsageError, nearest
+from jielong.errors import ModelError, UsageError, nearest
+from jielong.model.config import ModelConfig
+from jielong.model.induction import check_induction
 from jielong.model.presets import PRESETS
 
 Count = Annotated[int, Field(ge=1)]
@@ -37,10 +39,10 @@ Names = Annotated[tuple[str, ...], Field(strict=False)]  # TOML has arrays only;
 
 
 def _translated(make: Callable[[], object]) -> None:
-    """Lets a class below judge its own values: its UsageError becomes an error of this table."""
+    """Lets a class below judge its own values: its error becomes one of this table."""
     try:
         make()
-    except UsageError as error:
+    except (ModelError, UsageError) as error:
         raise ValueError(str(error).removeprefix("source 'it': ")) from None
 
 
@@ -182,9 +184,11 @@ class ModelSettings(Settings):
 
 
 class Optimisation(Settings):
-    """How a stage trains: AdamW, a schedule, and exactly one of num_steps and epochs."""
+    """How a stage trains: an optimizer, a schedule, and exactly one of num_steps and epochs."""
 
-    learning_rate: Positive
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices inside layers, AdamW for the rest
+    learning_rate: Positive  # AdamW's
+    matrix_learning_rate: Positive = 0.02  # Muon's
     batch_rows: Count
     accumulate: Count = 1  # micro-batches of batch_rows rows a step
     num_steps: Count | None = None
@@ -210,6 +214,8 @@ class Optimisation(Settings):
                 "the learning rate would never arrive"
             )
         fields = type(self).model_fields
+        if self.optimizer != "muon" and self.matrix_learning_rate != fields["matrix_learning_rate"].default:
+            raise ValueError("matrix_learning_rate has no effect with optimizer = 'adamw', but with 'muon'; delete it")
         if self.schedule == "constant" and self.final_fraction != fields["final_fraction"].default:
             raise ValueError("final_fraction has no effect with schedule = 'constant'; delete it")
         if self.schedule != "wsd" and self.decay_fraction != fields["decay_fraction"].default:
@@ -228,6 +234,14 @@ class PretrainSettings(Optimisation):
 
     model: ModelSettings
     context_tokens: Annotated[int, Field(ge=8)]
+    start: Literal["random", "induction"] = "random"  # induction: with a circuit that copies, see model/induction.py
+
+    @model_validator(mode="after")
+    def _check_start(self) -> PretrainSettings:
+        if self.start == "induction":
+            config = ModelConfig(vocab_size=263, max_length=self.context_tokens, **self.model.sizes())
+            _translated(lambda: check_induction(config))
+        return self
 
 
 class SftSettings(Optimisation):

@@ -12,6 +12,7 @@ from jielong.evaluate.ngram import fit_ngram
 from jielong.folder import save
 from jielong.generate.engine import Engine
 from jielong.model.config import ModelConfig
+from jielong.model.induction import plant_induction
 from jielong.model.transformer import Transformer
 from jielong.plan.cost import flops_per_token, probe_flops
 from jielong.plan.count import count_parameters
@@ -38,7 +39,10 @@ def run_pretrain(context: Context) -> dict[str, Any]:
     heldout_bytes = scored_bytes(heldout, tokenizer)
     config = model_config(settings, tokenizer.vocab_size)
     model = Transformer(config)
-    model.init_weights(context.runtime.generator(context.name, "weights"))
+    generator = context.runtime.generator(context.name, "weights")
+    model.init_weights(generator)
+    if settings.start == "induction":
+        plant_induction(model, generator)
     loader = RowLoader(rows, settings.batch_rows, context.seed, settings.accumulate)
     num_steps = settings.steps(loader.num_steps_per_epoch)
 

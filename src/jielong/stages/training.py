@@ -22,7 +22,9 @@ SMOOTHING = 0.9  # weight of the past in the displayed loss
 class Optimisation(Protocol):
     """The settings that every training stage has (recipe.py)."""
 
+    optimizer: str
     learning_rate: float
+    matrix_learning_rate: float
     weight_decay: float
     beta1: float
     beta2: float
@@ -33,6 +35,17 @@ class Optimisation(Protocol):
     decay_fraction: float
     evaluate_every: int
     checkpoint_every: int
+
+
+def optimizer_config(settings: Optimisation) -> OptimizerConfig:
+    """The optimizer's part of a training stage's settings."""
+    return OptimizerConfig(
+        settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+        matrix_learning_rate=settings.matrix_learning_rate if settings.optimizer == "muon" else None,
+    )
 
 
 @dataclass
@@ -65,8 +78,7 @@ def train(
     not finite.
     """
     settings: Optimisation = context.settings
-    rates = {"weight_decay": settings.weight_decay, "beta1": settings.beta1, "beta2": settings.beta2}
-    optimizer = build_optimizer(model, OptimizerConfig(settings.learning_rate, **rates))
+    optimizer = build_optimizer(model, optimizer_config(settings))
     totals = _resume(context, model, optimizer)
     context.metrics.truncate(totals.steps)
     context.progress.start(context.name, num_steps)

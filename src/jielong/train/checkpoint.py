@@ -174,9 +174,12 @@ def _optimizer_state(
                 f"{file}: tensor {key!r} has shape {tuple(tensor.shape)}, its parameter {tuple(parameter.shape)}"
             )
         states.setdefault(int(number), {})[name] = tensor
-    names = {frozenset(state) for state in states.values()}
-    if len(names) > 1:
-        raise CheckpointError(f"{file}: some parameters lack a part of {sorted(frozenset.union(*names))}")
+    first = 0
+    for size in sizes:  # the groups of Muon keep other moments than those of AdamW
+        names = {frozenset(states[number]) for number in range(first, first + size) if number in states}
+        if len(names) > 1:
+            raise CheckpointError(f"{file}: some parameters lack a part of {sorted(frozenset.union(*names))}")
+        first += size
     for group in groups:
         # JSON has no tuples; torch's betas are one.
         group.update({key: tuple(value) for key, value in group.items() if isinstance(value, list) and key != "params"})

@@ -92,7 +92,7 @@ def train_step(
     started = time.perf_counter()
     num_units = sum(batch.num_units for batch in micro_batches)
     num_tokens = sum(int((batch.segments > 0).sum()) for batch in micro_batches)
-    learning_rate = float(optimizer.param_groups[0]["lr"])
+    learning_rate = float(optimizer.param_groups[-1]["lr"])
     if num_units == 0:
         return StepStats(step, 0.0, 0.0, learning_rate, 0, num_tokens, time.perf_counter() - started, skipped=True)
     optimizer.zero_grad(set_to_none=True)

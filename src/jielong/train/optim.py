@@ -1,24 +1,31 @@
-"""AdamW and its parameter groups."""
+"""The optimizers, AdamW and Muon, and their parameter groups."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from jielong.errors import UsageError
 
+OPTIMIZERS = ("adamw", "muon")
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Settings of AdamW. `learning_rate` is the peak; a schedule multiplies it."""
+    """Settings of AdamW. `learning_rate` is the peak; a schedule multiplies it.
+
+    matrix_learning_rate: the peak of Muon, which then trains the matrices inside the layers; None for AdamW alone.
+    """
 
     learning_rate: float
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
+    matrix_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         for name, value, legal, ok in (
@@ -27,47 +34,107 @@ class OptimizerConfig:
             ("beta1", self.beta1, "in [0, 1)", 0 <= self.beta1 < 1),
             ("beta2", self.beta2, "in [0, 1)", 0 <= self.beta2 < 1),
             ("eps", self.eps, "above 0", self.eps > 0),
+            ("matrix_learning_rate", self.matrix_learning_rate, "above 0", (self.matrix_learning_rate or 1) > 0),
         ):
             if not ok:
                 raise UsageError(f"optimizer: {name} = {value} must be {legal}")
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
     """Two parameter groups: matrices (two or more dimensions) with decay, vectors (norms, biases) without.
 
     Embeddings are matrices and are decayed like the rest: tied to the output they are the unembedding as well, and
     decay bounds logits whose training tokens are few. GPT-2's and
-    Llama's recipes do it too, so figures compare. A tied matrix appears once. Frozen parameters are left out.
+    Llama's recipes do it too, so figures compare. Frozen parameters are left out.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
-    vectors = [parameter for parameter in trained if parameter.ndim < 2]
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
     groups: list[dict[str, object]] = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Fused AdamW over the trainable parameters of `model`; each group remembers its peak as `initial_lr`.
+def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """What Muon may train: the two-dimensional weights inside layers, but for a router's.
 
-    Raises UsageError when nothing is trainable.
-    Source: Loshchilov and Hutter 2019, arXiv:1711.05101 (decoupled decay: it is scaled by the learning rate).
+    Embeddings, heads and routers choose among rows; to make their updates orthogonal would let rare rows move as far as
+    frequent ones.
     """
-    groups = decay_groups(model, config.weight_decay)
-    if not groups:
-        raise UsageError("optimizer: the model has no trainable parameter (all have requires_grad = False)")
-    optimizer = torch.optim.AdamW(
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 2 and parameter.requires_grad and "layers." in f".{name}" and "router" not in name
+    ]
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for the matrices inside the layers and AdamW for everything else, as one optimizer with one state.
+
+    Muon's step is the momentum made orthogonal: all directions of a matrix move equally far, times sqrt(rows / columns)
+    where there are more rows. Its groups come first in param_groups.
+    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks", as torch.optim.Muon has it.
+    """
+
+    def __init__(self, matrices: list[nn.Parameter], rest: list[nn.Parameter], config: OptimizerConfig) -> None:
+        assert config.matrix_learning_rate is not None
+        self._muon = torch.optim.Muon(
+            matrices, lr=config.matrix_learning_rate, weight_decay=config.weight_decay, momentum=0.95, nesterov=True
+        )
+        self._adamw = _adamw(rest, config)
+        super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """The two inner optimizers work on this one's groups and state, so that whatever is set here holds there."""
+        num_muon = len(self._muon.param_groups)
+        self._muon.param_groups, self._adamw.param_groups = self.param_groups[:num_muon], self.param_groups[num_muon:]
+        self._muon.state = self._adamw.state = self.state
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step of both. A closure is not taken: nothing here evaluates the loss again."""
+        assert closure is None
+        self._muon.step()
+        self._adamw.step()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+
+def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
+    groups = decay_groups(parameters, config.weight_decay)
+    return torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
     )
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Fused AdamW over the trainable parameters of `model`, with Muon for its layers' matrices where config says so.
+
+    Each group remembers its peak as `initial_lr`. A tied matrix is trained once.
+    Raises UsageError when nothing is trainable, or when there is no matrix for Muon.
+    Source: Loshchilov and Hutter 2019, arXiv:1711.05101 (decoupled decay: it is scaled by the learning rate).
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise UsageError("optimizer: the model has no trainable parameter (all have requires_grad = False)")
+    optimizer: torch.optim.Optimizer
+    if config.matrix_learning_rate is None:
+        optimizer = _adamw(trained, config)
+    else:
+        matrices = layer_matrices(model)
+        if not matrices:
+            raise UsageError("optimizer: muon trains the matrices inside layers, and none of them is trainable")
+        chosen = {id(parameter) for parameter in matrices}
+        optimizer = MuonAdamW(matrices, [parameter for parameter in trained if id(parameter) not in chosen], config)
     for group in optimizer.param_groups:
-        group["initial_lr"] = config.learning_rate
+        group["initial_lr"] = group["lr"]
     return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, multiplier: float) -> float:
-    """Set every group to its peak times `multiplier`; returns the rate of the first group."""
+    """Set every group to its peak times `multiplier`; returns the rate of the last group, which is AdamW's."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * multiplier
-    return float(optimizer.param_groups[0]["lr"])
+    return float(optimizer.param_groups[-1]["lr"])
