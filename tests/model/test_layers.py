@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from jielong.model.layers import FeedForward, RMSNorm, rotary_tables, rotate, rotate_back
+from jielong.model.layers import GatedFeedForward, RMSNorm
+from jielong.model.positions import rotary_tables, rotate, rotate_back
 
 
 def test_rms_norm_by_hand() -> None:
@@ -52,7 +53,7 @@ def test_rotary_products_depend_on_distance_alone() -> None:
 
 
 def test_feed_forward_by_hand(build) -> None:  # type: ignore[no-untyped-def]
-    layer = FeedForward(build().config)
+    layer = GatedFeedForward(build().config)
     x = torch.randn(1, 2, 32, generator=torch.Generator().manual_seed(3))
     gate, up = x @ layer.gate.weight.T, x @ layer.up.weight.T
     torch.testing.assert_close(layer(x), (gate / (1 + torch.exp(-gate)) * up) @ layer.down.weight.T)

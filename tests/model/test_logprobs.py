@@ -94,7 +94,7 @@ def test_certain_tokens_still_teach_in_bfloat16(build) -> None:  # type: ignore[
     """At p = 0.9999 a bfloat16 probability is 1; the gradient 1 - p must not become 0."""
     hidden = torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.tensor([[9.25], [0.0]], dtype=torch.bfloat16, requires_grad=True)
-    logprob, _ = module._LinearLogprobs.apply(hidden, weight, torch.tensor([0]), False)
+    logprob, _ = module._LinearLogprobs.apply(hidden, weight, None, torch.tensor([0]), False)
     logprob.sum().backward()
     missing = 1 / (1 + math.exp(9.25))  # 1 - p
     assert weight.grad[0].item() == pytest.approx(missing, rel=0.01)
@@ -103,7 +103,7 @@ def test_certain_tokens_still_teach_in_bfloat16(build) -> None:  # type: ignore[
 
 def test_very_unlikely_token_has_a_finite_logprob() -> None:
     weight = torch.tensor([[200.0], [0.0]])
-    logprob, entropy = module._LinearLogprobs.apply(torch.ones(1, 1), weight, torch.tensor([1]), True)
+    logprob, entropy = module._LinearLogprobs.apply(torch.ones(1, 1), weight, None, torch.tensor([1]), True)
     assert logprob.item() == -200.0 and entropy.item() == 0.0
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from jielong.errors import ModelError
-from jielong.model import attention
+from jielong.model import kernels
 from jielong.model.transformer import Transformer
 
 
@@ -51,7 +51,7 @@ def test_cached_equals_uncached_on_ragged_rows(build, tokens: Tensor, kv_heads: 
 @pytest.mark.parametrize("head", ["lm", "scalar"])
 @pytest.mark.parametrize("plain_length", [0, 512])  # 0: SDPA
 def test_packed_equals_unpacked(build, tokens: Tensor, head: str, plain_length: int, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(attention, "PLAIN_LENGTH", plain_length)
+    monkeypatch.setattr(kernels, "PLAIN_LENGTH", plain_length)
     model: Transformer = build(head=head)
     first, second = tokens[0:1, :10], tokens[1:2, :12]
     packed = torch.cat((first, second, torch.zeros(1, 2, dtype=torch.int64)), dim=1)
