@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jielong.model import logprobs as module
-from jielong.model.logprobs import check_mask, masked_mean, scored_logprobs, token_logprobs
+from jielong.model.logprobs import check_mask, hidden_logprobs, masked_mean, scored_logprobs, token_logprobs
 from jielong.model.transformer import Transformer
 
 SEGMENTS = torch.tensor([[1] * 9 + [2] * 12 + [0] * 3, [1] * 24, [1] * 2 + [2] * 2 + [3] * 20])
@@ -75,6 +75,39 @@ def test_scored_logprobs_values_and_gradients(
     assert slow_gradients.keys() == fast_gradients.keys()
     for name, gradient in slow_gradients.items():
         torch.testing.assert_close(fast_gradients[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 2**20])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("weight_of_entropy", [0.0, 0.7])
+def test_logit_scale_and_bias_count(  # type: ignore[no-untyped-def]
+    build_family, tokens: Tensor, kept_bytes: int, temperature: float, weight_of_entropy: float, monkeypatch
+) -> None:
+    """Values and gradients, the bias's among them, equal those of all logits made at once."""
+    monkeypatch.setattr(module, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 61 * 4 * 5)
+    model: Transformer = build_family("jie", logit_scale=0.577, logit_bias=True)
+    upstream = torch.randn(2, 3, 24, generator=torch.Generator().manual_seed(2))
+    results = []
+    for pair in (
+        slow(model, tokens, make_mask(), temperature),
+        scored_logprobs(model, tokens, SEGMENTS, make_mask(), temperature),
+    ):
+        assert pair[1] is not None
+        total = (pair[0] * upstream[0]).sum() + weight_of_entropy * (pair[1] * upstream[1]).sum()
+        results.append((*pair, *torch.autograd.grad(total, list(model.parameters()))))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_hidden_logprobs_of_a_translation(build_family, tokens: Tensor) -> None:  # type: ignore[no-untyped-def]
+    model: Transformer = build_family("marian")
+    source, mask = tokens[:, :7], torch.ones(3, 24, dtype=torch.bool)
+    mask[:, 0] = False
+    hidden = model.hidden(tokens, memory=model.encode(source))
+    found, nothing = hidden_logprobs(model, hidden, tokens, mask, entropy=False)
+    assert nothing is None
+    torch.testing.assert_close(found, token_logprobs(model(tokens, source=source), tokens), rtol=1e-4, atol=1e-5)
 
 
 def test_entropy_is_left_out_when_not_asked_for(build, tokens: Tensor) -> None:  # type: ignore[no-untyped-def]

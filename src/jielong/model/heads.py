@@ -75,11 +75,12 @@ class HeadedModel(nn.Module):
         logits: Tensor = self.next_sentence(self._pool(self, hidden, segments))
         return logits
 
-    def _logits(self, hidden: Tensor, segments: Tensor | None) -> Tensor:
+    def logits(self, hidden: Tensor, segments: Tensor | None = None) -> Tensor:
+        """(..., D) -> (..., V), whatever the head, where the embedding is tied: GPT-1 goes on as a language model."""
         return F.linear(self._scale_logits(hidden), self.unembed_weight, self.logit_bias)
 
     def _masked_logits(self, hidden: Tensor, segments: Tensor | None) -> Tensor:
-        return self._logits(self.transform_norm(self._nonlinearity(self.transform(hidden))), segments)
+        return self.logits(self.transform_norm(self._nonlinearity(self.transform(hidden))), segments)
 
     def _scores(self, hidden: Tensor, segments: Tensor | None) -> Tensor:
         # Not a matrix product, so that autocast leaves it in float32: a reward in bfloat16 has 3 digits.
@@ -111,7 +112,7 @@ def _pick(hidden: Tensor, index: int | Tensor) -> Tensor:
 
 
 _READERS: dict[str, Callable[[HeadedModel, Tensor, Tensor | None], Tensor]] = {
-    "lm": HeadedModel._logits,
+    "lm": HeadedModel.logits,
     "masked_lm": HeadedModel._masked_logits,
     "scalar": HeadedModel._scores,
     "classes": HeadedModel._classes,
