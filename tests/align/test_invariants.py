@@ -30,7 +30,7 @@ from jielong.align.rollout import fitting_prompts, lay_out, values_before
 from jielong.data.pack import pack_examples
 from jielong.errors import UsageError
 from jielong.generate.engine import Completion
-from jielong.model.attention import segment_positions
+from jielong.model.context import segment_positions
 from jielong.model.logprobs import scored_logprobs, token_logprobs
 from jielong.model.transformer import Transformer
 from jielong.tokenizer.chat import render

@@ -76,3 +76,16 @@ def test_padding_and_stale_entries_are_never_seen(model: Transformer) -> None:
                 buffer[0, :, 6:] = poison
             logits.append(model(torch.tensor([[1], [2]]), cache=cache))
     assert torch.equal(logits[0], logits[1])
+
+
+def test_the_source_is_made_once_and_selected_with_its_rows(model: Transformer) -> None:
+    cache = make_cache(model, 3)
+    made = (torch.arange(3.0).view(3, 1, 1, 1), -torch.arange(3.0).view(3, 1, 1, 1))
+    assert cache.source(0, lambda: made) is made
+    assert cache.source(0, lambda: pytest.fail("made twice")) is made
+    cache.select(torch.tensor([2, 0]), same_sources=True)
+    assert cache.source(0, lambda: pytest.fail("made twice")) is made
+    cache.select(torch.tensor([1]))
+    keys, values = cache.source(0, lambda: pytest.fail("made twice"))
+    assert keys.flatten().tolist() == [1.0] and values.flatten().tolist() == [-1.0]
+    assert cache.source(1, lambda: made) is made  # another layer has its own

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jielong.model import logprobs as module
-from jielong.model.logprobs import check_mask, masked_mean, scored_logprobs, token_logprobs
+from jielong.model.logprobs import check_mask, hidden_logprobs, masked_mean, scored_logprobs, token_logprobs
 from jielong.model.transformer import Transformer
 
 SEGMENTS = torch.tensor([[1] * 9 + [2] * 12 + [0] * 3, [1] * 24, [1] * 2 + [2] * 2 + [3] * 20])
@@ -77,6 +77,39 @@ def test_scored_logprobs_values_and_gradients(
         torch.testing.assert_close(fast_gradients[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("kept_bytes", [0, 2**20])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("weight_of_entropy", [0.0, 0.7])
+def test_logit_scale_and_bias_count(  # type: ignore[no-untyped-def]
+    build_family, tokens: Tensor, kept_bytes: int, temperature: float, weight_of_entropy: float, monkeypatch
+) -> None:
+    """Values and gradients, the bias's among them, equal those of all logits made at once."""
+    monkeypatch.setattr(module, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 61 * 4 * 5)
+    model: Transformer = build_family("jie", logit_scale=0.577, logit_bias=True)
+    upstream = torch.randn(2, 3, 24, generator=torch.Generator().manual_seed(2))
+    results = []
+    for pair in (
+        slow(model, tokens, make_mask(), temperature),
+        scored_logprobs(model, tokens, SEGMENTS, make_mask(), temperature),
+    ):
+        assert pair[1] is not None
+        total = (pair[0] * upstream[0]).sum() + weight_of_entropy * (pair[1] * upstream[1]).sum()
+        results.append((*pair, *torch.autograd.grad(total, list(model.parameters()))))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_hidden_logprobs_of_a_translation(build_family, tokens: Tensor) -> None:  # type: ignore[no-untyped-def]
+    model: Transformer = build_family("marian")
+    source, mask = tokens[:, :7], torch.ones(3, 24, dtype=torch.bool)
+    mask[:, 0] = False
+    hidden = model.hidden(tokens, memory=model.encode(source))
+    found, nothing = hidden_logprobs(model, hidden, tokens, mask, entropy=False)
+    assert nothing is None
+    torch.testing.assert_close(found, token_logprobs(model(tokens, source=source), tokens), rtol=1e-4, atol=1e-5)
+
+
 def test_entropy_is_left_out_when_not_asked_for(build, tokens: Tensor) -> None:  # type: ignore[no-untyped-def]
     model: Transformer = build()
     with_entropy, _ = scored_logprobs(model, tokens, SEGMENTS, make_mask())
@@ -94,7 +127,7 @@ def test_certain_tokens_still_teach_in_bfloat16(build) -> None:  # type: ignore[
     """At p = 0.9999 a bfloat16 probability is 1; the gradient 1 - p must not become 0."""
     hidden = torch.ones(1, 1, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.tensor([[9.25], [0.0]], dtype=torch.bfloat16, requires_grad=True)
-    logprob, _ = module._LinearLogprobs.apply(hidden, weight, torch.tensor([0]), False)
+    logprob, _ = module._LinearLogprobs.apply(hidden, weight, None, torch.tensor([0]), False)
     logprob.sum().backward()
     missing = 1 / (1 + math.exp(9.25))  # 1 - p
     assert weight.grad[0].item() == pytest.approx(missing, rel=0.01)
@@ -103,7 +136,7 @@ def test_certain_tokens_still_teach_in_bfloat16(build) -> None:  # type: ignore[
 
 def test_very_unlikely_token_has_a_finite_logprob() -> None:
     weight = torch.tensor([[200.0], [0.0]])
-    logprob, entropy = module._LinearLogprobs.apply(torch.ones(1, 1), weight, torch.tensor([1]), True)
+    logprob, entropy = module._LinearLogprobs.apply(torch.ones(1, 1), weight, None, torch.tensor([1]), True)
     assert logprob.item() == -200.0 and entropy.item() == 0.0
 
 

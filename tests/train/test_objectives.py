@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from jielong.data.pack import pack_examples
 from jielong.model.config import ModelConfig
+from jielong.model.routing import Routing
 from jielong.model.transformer import Transformer
-from jielong.train.objectives import next_token
+from jielong.train.objectives import next_token, next_token_of_experts
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +62,48 @@ def test_a_token_nobody_scores_or_reads_changes_nothing(model: Transformer) -> N
     before, _ = next_token(model, pack_examples([(ids, scored)], 12).batch([0]))
     after, _ = next_token(model, pack_examples([([*ids[:-1], (ids[-1] + 1) % 30], scored)], 12).batch([0]))
     assert before.item() == after.item()
+
+
+def test_router_losses_join_the_sum(model: Transformer) -> None:
+    config = replace(model.config, num_experts=4, experts_per_token=2, ffn_width=16)
+    experts = Transformer(config)
+    experts.init_weights(torch.Generator().manual_seed(1))
+    batch = pack_examples([example(2, 13), example(3, 9)], 24).batch([0])
+    plain, _ = next_token(experts, batch)
+    routing = Routing()
+    experts.hidden(batch.tokens, batch.segments, routing=routing)
+    balance, router_z = routing.balance_loss().item(), routing.z_loss().item()
+
+    loss, metrics = next_token_of_experts(balance=0.01, router_z=0.001)(experts, batch)
+    added = batch.num_units * (0.01 * balance + 0.001 * router_z)
+    assert loss.item() == pytest.approx(plain.item() + added, rel=1e-6)
+    assert metrics["router_balance"].item() == pytest.approx(batch.num_units * balance)
+    assert metrics["router_z"].item() == pytest.approx(batch.num_units * router_z)
+    assert 1 / 4 <= metrics["router_peak"].item() / batch.num_units <= 1 / 2  # two choices a token: at most a half
+    assert not any(value.requires_grad for value in metrics.values())
+    without, _ = next_token_of_experts(balance=0.0, router_z=0.0)(experts, batch)
+    assert without.item() == plain.item()
+
+
+def test_the_balance_loss_balances() -> None:
+    """A router that sends everything to one expert is brought back by the loss alone."""
+    config = ModelConfig(
+        vocab_size=30, max_length=24, width=32, decoder_layers=1, num_heads=2, num_kv_heads=2, head_size=16,
+        ffn_width=16, num_experts=4, experts_per_token=1,
+    )  # fmt: skip
+    experts = Transformer(config)
+    experts.init_weights(torch.Generator().manual_seed(1))
+    direction = torch.randn(32, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        experts.embed.weight += direction  # all tokens have this in common, and expert 2 likes it
+        experts.layers[0].ffn.router.weight[2] += direction / 8
+    batch = pack_examples([example(seed, 24) for seed in range(8)], 24).batch(list(range(8)))
+    optimizer = torch.optim.Adam([experts.layers[0].ffn.router.weight], lr=0.01)
+    peaks = []
+    for _ in range(60):
+        loss, metrics = next_token_of_experts(balance=1.0, router_z=0.0)(experts, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        peaks.append(metrics["router_peak"].item() / batch.num_units)
+    assert peaks[0] > 0.9 and peaks[-1] < 0.5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,11 +11,11 @@ from jielong.model.config import ModelConfig
 
 
 class KeyValueCache:
-    """Implements `model.attention.Cache`: one buffer a layer for keys and one for values, (B, K, capacity, H).
+    """Implements `model.context.Cache`: one buffer a layer for keys and one for values, (B, K, capacity, H).
 
     Row b holds `lengths[b]` tokens. What lies at or beyond that position is zero, or left over from padding or from a
     finished row: attention never looks there, and the next token of the row overwrites it. To read n tokens a row needs
-    a capacity of n.
+    a capacity of n. Beside them lie the keys and values of the source, once cross-attention has made them.
     """
 
     def __init__(
@@ -25,6 +27,7 @@ class KeyValueCache:
         # Zeros, not empty: an unseen position has weight 0 in attention, and 0 * NaN would still be NaN.
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.decoder_layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.decoder_layers)]
+        self.sources: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys and values, (B, K, S, H)
         self._longest = 0  # no row holds more; kept on the host so that no step has to ask the device
         self._num_written = 0  # T of the last update
         self._slots: Tensor | None = None  # where the tokens of this forward go; the same for all layers
@@ -47,6 +50,12 @@ class KeyValueCache:
         end = self.num_keys(num_new)
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
+    def source(self, layer: int, project: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Keys and values of the source, (B, K, S, H): project() at the first call for this layer, then kept."""
+        if layer not in self.sources:
+            self.sources[layer] = project()
+        return self.sources[layer]
+
     def _places(self, num_rows: int, num_heads: int, num_new: int) -> Tensor:
         """(B * K * T,) rows of a buffer seen as (B * K * capacity, H)."""
         device = self.lengths.device
@@ -62,10 +71,16 @@ class KeyValueCache:
         self._longest = self.num_keys(self._num_written)
         self._slots = None
 
-    def select(self, rows: Tensor) -> None:
-        """Keep only these rows (B',) int64, in this order."""
+    def select(self, rows: Tensor, same_sources: bool = False) -> None:
+        """Keep only these rows (B',) int64, in this order.
+
+        same_sources: row i of the new order has the source of row i of the old one, as where the beams of one sentence
+        change places, so that what cross-attention reads may stay.
+        """
         self.lengths = self.lengths[rows]
         self.keys = [buffer[rows] for buffer in self.keys]
         self.values = [buffer[rows] for buffer in self.values]
+        if not same_sources:
+            self.sources = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.sources.items()}
         self._longest = int(self.lengths.max()) if len(rows) else 0
         self._slots = None

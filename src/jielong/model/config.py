@@ -119,10 +119,16 @@ class ModelConfig:
             raise ModelError(f"num_kv_heads is {self.num_kv_heads}; it must divide num_heads, {self.num_heads}")
         if self.positions == "rotary" and self.head_size % 2:
             raise ModelError(f"head_size is {self.head_size}; rotary positions turn pairs, so it must be even")
+        if self.positions == "sinusoidal" and self.width % 2:
+            raise ModelError(
+                f"width is {self.width}; sinusoidal positions are half sine, half cosine, so it must be even"
+            )
         if self.rope_base <= 1 or self.norm_eps <= 0:
             raise ModelError(f"rope_base is {self.rope_base} (legal: > 1), norm_eps is {self.norm_eps} (legal: > 0)")
         if not self.windows or any(isinstance(w, bool) or not isinstance(w, int) or w < 0 for w in self.windows):
             raise ModelError(f"windows is {self.windows!r}; it must hold whole numbers, 0 (all keys) or more")
+        if any(self.windows) and not self.decoder_layers:
+            raise ModelError(f"windows is {self.windows!r}; an encoder sees the whole row, so only (0,) is legal here")
         if self.attention_softcap < 0:
             raise ModelError(f"attention_softcap is {self.attention_softcap}; it must be 0 (off) or more")
 
@@ -134,6 +140,10 @@ class ModelConfig:
                 f"experts_per_token is {self.experts_per_token}; with num_experts = {self.num_experts} legal are "
                 f"{f'1 to {self.num_experts}' if self.num_experts else '0 only'}"
             )
+        if self.num_experts and self.ffn_bias:
+            raise ModelError("ffn_bias is on, but experts have no biases; turn it off, or set num_experts = 0")
+        if self.token_types and self.decoder_layers:
+            raise ModelError(f"token_types is {self.token_types}; only an encoder-only model tells sentences apart")
         for name in ("dropout", "attention_dropout"):
             if not 0 <= self.__dict__[name] < 1:
                 raise ModelError(f"{name} is {self.__dict__[name]}; it must be at least 0 and under 1")

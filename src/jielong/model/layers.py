@@ -1,10 +1,14 @@
-"""The parts of a layer that act on each position alone: norm, feed-forward, rotary positions.
+"""The parts of a model that act on each position alone: norms, feed-forward, and the small functions between.
 
 Notation of the package: B batch, T target length, S key length, D width, N heads, K kv heads, H head size, F ffn width.
+What a config names is resolved here into a module or a function, so that no `forward` asks the config.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from jielong.errors import ModelError
 from jielong.model.config import ModelConfig
+from jielong.model.context import Context, identity
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -23,7 +29,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        wide = x.float() if x.dtype == torch.bfloat16 else x
+        wide = x.float() if x.element_size() == 2 else x
         squares = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
         scale = squares.div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1), 1 / rms(x)
         ctx.save_for_backward(wide, scale, weight)
@@ -59,8 +65,99 @@ class RMSNorm(nn.Module):
         return output
 
 
+class LayerNorm(nn.Module):
+    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias over the last axis, returned as `dtype` (None: as x).
+
+    Source: Ba et al. 2016, arXiv:1607.06450, section 3.1.
+    """
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        normed = F.layer_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.bias, self.eps)
+        return normed.to(dtype or x.dtype)
+
+
+class NoNorm(nn.Module):
+    """Stands where a model has no norm, with the same call."""
+
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return x
+
+
+_NORMS: dict[str, type[RMSNorm | LayerNorm]] = {"rms": RMSNorm, "layer": LayerNorm}
+
+
+def build_norm(config: ModelConfig) -> RMSNorm | LayerNorm:
+    """The norm over the width that config.norm names."""
+    return _NORMS[config.norm](config.width, config.norm_eps)
+
+
+def build_dropout(probability: float) -> Callable[[Tensor], Tensor]:
+    """A dropout module, or the identity, which costs nothing."""
+    return nn.Dropout(probability) if probability else identity
+
+
+@dataclass(frozen=True)
+class Scale:
+    """x * factor."""
+
+    factor: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+@dataclass(frozen=True)
+class Softcap:
+    """limit * tanh(x / limit): nearly x where small, never beyond the limit. Source: xai-org/grok-1, model.py."""
+
+    limit: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x / self.limit).tanh() * self.limit
+
+
+def build_scale(factor: float) -> Callable[[Tensor], Tensor]:
+    """x * factor, or the identity when that is 1."""
+    return identity if factor == 1.0 else Scale(factor)
+
+
+_gelu_tanh = partial(F.gelu, approximate="tanh")
+# The nonlinearity of each activation; the gated ones apply it to the gate. geglu has the tanh form, as Grok-1's
+# jax.nn.gelu by default; the paper (Shazeer 2020) has the exact one.
+NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,  # exact, with erf
+    "gelu_tanh": _gelu_tanh,  # differs from the exact one by up to 5e-4
+    "swiglu": F.silu,
+    "geglu": _gelu_tanh,
+}
+
+
 class FeedForward(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)).
+    """down(f(up(x))) with f a ReLU or GELU.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 2.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.width, config.ffn_width, bias=config.ffn_bias)
+        self.down = nn.Linear(config.ffn_width, config.width, bias=config.ffn_bias)
+        self.nonlinearity = NONLINEARITIES[config.activation]
+
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        mixed: Tensor = self.down(self.nonlinearity(self.up(x)))  # (B, T, F) inside
+        return mixed
+
+
+class GatedFeedForward(nn.Module):
+    """SwiGLU or GeGLU: down(f(gate(x)) * up(x)) with f the SiLU or GELU.
 
     gate and up stay two matrices: the halves of one product are not contiguous, and silu on those takes 3x as long.
     Source: Shazeer 2020, arXiv:2002.05202, eq. 6.
@@ -68,34 +165,34 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.width, config.ffn_width, bias=False)
-        self.up = nn.Linear(config.width, config.ffn_width, bias=False)
-        self.down = nn.Linear(config.ffn_width, config.width, bias=False)
+        self.gate = nn.Linear(config.width, config.ffn_width, bias=config.ffn_bias)
+        self.up = nn.Linear(config.width, config.ffn_width, bias=config.ffn_bias)
+        self.down = nn.Linear(config.ffn_width, config.width, bias=config.ffn_bias)
+        self.nonlinearity = NONLINEARITIES[config.activation]
 
-    def forward(self, x: Tensor) -> Tensor:
-        mixed: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))  # (B, T, F) inside
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        mixed: Tensor = self.down(self.nonlinearity(self.gate(x)) * self.up(x))  # (B, T, F) inside
         return mixed
 
 
-def rotary_tables(length: int, head_size: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of position * base^(-2i/H), each (length, H) float32, for `rotate`.
+class TokenTypes(nn.Module):
+    """A learned vector for each sentence of a row, added to the embedding. Source: Devlin et al. 2018, section 3.
 
-    The angles stand twice, once for each half of a head; the first half of sin is negated, which is what turning needs.
-    Source: Su et al. 2021, arXiv:2104.09864, eq. 34; pairs are (i, i + H/2) as in Hugging Face's Llama, not (2i, 2i+1).
+    types: (B, T) int64, 0 where None.
     """
-    frequencies = base ** (-torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)  # (H/2,)
-    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)  # (length, H/2)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), dim=1), torch.cat((-sin, sin), dim=1)
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(config.token_types, config.width))
+
+    def forward(self, x: Tensor, types: Tensor | None) -> Tensor:
+        return x + (self.weight[0] if types is None else F.embedding(types, self.weight))
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + H/2]) by its position's angle. x (..., H); cos, sin broadcast against it."""
-    turned = x.roll(x.shape[-1] // 2, dims=-1)
-    return (x * cos).add_(turned * sin)
+class NoTokenTypes(nn.Module):
+    """For models that do not tell sentences apart. Raises ModelError when types are given all the same."""
 
-
-def rotate_back(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The inverse turn, which is also the gradient of `rotate`."""
-    turned = x.roll(x.shape[-1] // 2, dims=-1)
-    return (x * cos).sub_(turned * sin)
+    def forward(self, x: Tensor, types: Tensor | None) -> Tensor:
+        if types is not None:
+            raise ModelError("token_types are given, but this model tells no sentences apart (its token_types is 0)")
+        return x

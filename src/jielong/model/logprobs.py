@@ -46,30 +46,47 @@ def scored_logprobs(
     results. entropy=False saves its cost and gives None.
     """
     check_mask(mask, segments)
-    hidden = model.hidden(tokens, segments)  # (B, T, D)
+    return hidden_logprobs(model, model.hidden(tokens, segments), tokens, mask, temperature, entropy)
+
+
+def hidden_logprobs(
+    model: Transformer,
+    hidden: Tensor,
+    tokens: Tensor,
+    mask: Tensor,
+    temperature: float = 1.0,
+    entropy: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """`scored_logprobs` of hidden states (B, T, D) that the caller made: with a source, or with router statistics.
+
+    The model's head is "lm"; its logit_scale and logit_bias count. check_mask is the caller's.
+    """
     told = mask[:, 1:]
     tellers = hidden[:, :-1][told]  # (M, D)
-    if temperature != 1.0:
-        tellers = tellers / temperature
+    divisor = temperature / model.config.logit_scale
+    if divisor != 1.0:
+        tellers = tellers / divisor
+    bias = model.logit_bias if model.logit_bias is None else model.logit_bias / temperature
     autocast = torch.is_autocast_enabled(hidden.device.type)
     dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else hidden.dtype
     chosen, spread = _LinearLogprobs.apply(
-        tellers.to(dtype), model.unembed_weight.to(dtype), tokens[:, 1:][told], entropy
+        tellers.to(dtype), model.unembed_weight.to(dtype), bias, tokens[:, 1:][told], entropy
     )
     zeros = torch.zeros(mask.shape, device=mask.device)
     return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, spread) if entropy else None
 
 
 class _LinearLogprobs(torch.autograd.Function):
-    """log softmax(h W^T) at one target a row, and the entropy, never holding all logits in float32.
+    """log softmax(h W^T + b) at one target a row, and the entropy, never holding all logits in float32.
 
-    hidden (M, D) and weight (V, D) in the compute dtype, targets (M,) int64 -> (M,) float32, (M,) float32 or None.
-    With z = h W^T and p = softmax(z): d log p[y] / dz = onehot(y) - p, and d entropy / dz = -p (log p + entropy).
+    hidden (M, D) and weight (V, D) in the compute dtype, bias (V,) or None, targets (M,) int64 -> (M,) float32, (M,)
+    float32 or None. With z = h W^T + b and p = softmax(z): d log p[y] / dz = onehot(y) - p, and d entropy / dz =
+    -p (log p + entropy).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, entropy: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, entropy: bool
     ) -> tuple[Tensor, Tensor | None]:
         num_rows, vocab_size = hidden.shape[0], weight.shape[0]
         logprobs = torch.empty(num_rows, dtype=torch.float32, device=hidden.device)
@@ -77,29 +94,32 @@ class _LinearLogprobs(torch.autograd.Function):
         keep = any(ctx.needs_input_grad) and num_rows * vocab_size * hidden.element_size() <= KEPT_BYTES
         kept = hidden.new_empty(num_rows, vocab_size) if keep else None
         for rows in _chunks(num_rows, vocab_size, hidden.device):
-            logits, probabilities, normaliser = _distribution(hidden[rows], weight)
+            logits, probabilities, normaliser = _distribution(hidden[rows], weight, bias)
             logprobs[rows] = (logits.gather(1, targets[rows, None]) - normaliser).squeeze(1)
             if kept is not None:
                 kept[rows] = probabilities
             if spread is not None:
                 spread[rows] = normaliser.squeeze(1) - (probabilities * logits).sum(dim=1)
-        ctx.save_for_backward(hidden, weight, targets, logprobs, spread, kept)
+        ctx.save_for_backward(hidden, weight, bias, targets, logprobs, spread, kept)
         ctx.set_materialize_grads(False)
         return logprobs, spread
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_logprobs: Tensor | None, d_spread: Tensor | None) -> tuple[Tensor, Tensor, None, None]:
-        hidden, weight, targets, logprobs, spread, kept = ctx.saved_tensors
+    def backward(
+        ctx: Any, d_logprobs: Tensor | None, d_spread: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+        hidden, weight, bias, targets, logprobs, spread, kept = ctx.saved_tensors
         d_logprobs = torch.zeros_like(logprobs) if d_logprobs is None else d_logprobs
         d_hidden = torch.empty_like(hidden)
         d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        d_bias = None if bias is None else torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
         for rows in _chunks(hidden.shape[0], weight.shape[0], hidden.device):
             outer, chosen = d_logprobs[rows, None], targets[rows, None]
             if kept is not None and d_spread is None:
                 d_logits = kept[rows] * -outer.to(hidden.dtype)
             else:
-                logits, probabilities, normaliser = _distribution(hidden[rows], weight)
+                logits, probabilities, normaliser = _distribution(hidden[rows], weight, bias)
                 factor = -outer
                 if d_spread is not None:
                     factor = factor - d_spread[rows, None] * (logits - normaliser + spread[rows, None])
@@ -111,12 +131,16 @@ class _LinearLogprobs(torch.autograd.Function):
             d_logits.scatter_(1, chosen, at_target.to(hidden.dtype))
             d_hidden[rows] = d_logits @ weight
             d_weight += d_logits.t() @ hidden[rows]
-        return d_hidden, d_weight.to(weight.dtype), None, None
+            if d_bias is not None:
+                d_bias += d_logits.sum(dim=0)
+        return d_hidden, d_weight.to(weight.dtype), None if d_bias is None else d_bias.to(bias.dtype), None, None
 
 
-def _distribution(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _distribution(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (m, V), probabilities (m, V) and log-normaliser (m, 1) of a chunk, all float32."""
     logits = F.linear(hidden, weight).float()
+    if bias is not None:
+        logits = logits + bias.float()
     probabilities = torch.softmax(logits, dim=1)
     # logsumexp z = max z - log max p. torch.logsumexp would take twice as long as the softmax did.
     return logits, probabilities, logits.amax(dim=1, keepdim=True) - probabilities.amax(dim=1, keepdim=True).log()

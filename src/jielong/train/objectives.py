@@ -12,7 +12,8 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from jielong.data.batch import Batch
-from jielong.model.logprobs import scored_logprobs
+from jielong.model.logprobs import check_mask, hidden_logprobs, scored_logprobs
+from jielong.model.routing import Routing
 from jielong.model.transformer import Transformer
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -28,3 +29,27 @@ def next_token(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tens
     """
     logprobs, _ = scored_logprobs(model, batch.tokens, batch.segments, batch.mask, entropy=False)
     return -logprobs.sum(), {}
+
+
+def next_token_of_experts(balance: float, router_z: float) -> Objective[Transformer, Batch]:
+    """`next_token` for a mixture of experts, plus balance * load-balancing loss + router_z * router z-loss, per token.
+
+    Both losses are means over the tokens of a micro-batch; weighted by its units they sum to a mean over micro-batches,
+    which for the balance (a product of two means) depends a little on how the batch was cut, as it does everywhere.
+    metrics: router_balance and router_z, each weighted by the units, and router_peak, the largest share of choices that
+    one expert of one layer got, likewise.
+    Source: Fedus et al. 2021, arXiv:2101.03961, section 2.2 (balance; usual 0.01); Zoph et al. 2022, arXiv:2202.08906,
+    section 3 (z-loss; usual 0.001).
+    """
+
+    def objective(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        check_mask(batch.mask, batch.segments)
+        routing = Routing()
+        hidden = model.hidden(batch.tokens, batch.segments, routing=routing)
+        logprobs, _ = hidden_logprobs(model, hidden, batch.tokens, batch.mask, entropy=False)
+        balance_loss, z_loss = routing.balance_loss(), routing.z_loss()
+        loss_sum = -logprobs.sum() + batch.num_units * (balance * balance_loss + router_z * z_loss)
+        metrics = {"router_balance": balance_loss, "router_z": z_loss, "router_peak": routing.shares().max()}
+        return loss_sum, {name: batch.num_units * value.detach() for name, value in metrics.items()}
+
+    return objective
