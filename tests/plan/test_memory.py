@@ -1,12 +1,24 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
+from jielong.errors import UsageError
 from jielong.model.config import ModelConfig
 from jielong.model.logprobs import scored_logprobs
+from jielong.model.presets import preset_config
 from jielong.model.transformer import Transformer
-from jielong.plan.memory import cache_bytes, training_memory, training_memory_bytes
+from jielong.plan.count import count_parameters
+from jielong.plan.memory import (
+    SHARDINGS,
+    cache_bytes,
+    least_devices,
+    serving_memory,
+    training_memory,
+    training_memory_bytes,
+)
 
 CONFIG = ModelConfig(
     vocab_size=256, max_length=64, width=32, decoder_layers=3, num_heads=4, num_kv_heads=2, head_size=8, ffn_width=96
@@ -18,7 +30,59 @@ def test_weights_by_hand() -> None:
     parts = training_memory(CONFIG, batch_tokens=512, length=64)
     assert parts["weights"] == parts["gradients"] == 4 * num_parameters
     assert parts["optimizer"] == 8 * num_parameters
+    assert parts["copies"] == 2 * num_parameters  # in bfloat16, which the products are made of
+    assert training_memory(CONFIG, 512, 64, compute_bytes=4)["copies"] == 0
     assert training_memory_bytes(CONFIG, 512, 64) == sum(parts.values())
+
+
+def test_what_each_sharding_divides() -> None:
+    one = training_memory(CONFIG, 512, 64)
+    ddp, zero, fsdp = (training_memory(CONFIG, 512, 64, 2, sharding, num_devices=4) for sharding in SHARDINGS)
+    assert ddp == one
+    assert (zero["weights"], zero["copies"]) == (one["weights"], one["copies"])
+    for part in ("gradients", "optimizer"):
+        assert zero[part] == fsdp[part] == pytest.approx(one[part] / 4, abs=8)
+    assert fsdp["weights"] == pytest.approx(one["weights"] / 4, abs=4)
+    # the largest unit is a layer: 12 * 8 * 32 + 3 * 32 * 96 weights against 256 * 32 of the embedding
+    assert fsdp["copies"] == 2 * 2 * (12 * 8 * 32 + 3 * 32 * 96)
+    assert all(training_memory(CONFIG, 512, 64, 2, sharding) == one for sharding in SHARDINGS)  # of one device
+    with pytest.raises(UsageError, match="sharding is 'zero-3'; legal are ddp, zero-2, fsdp"):
+        training_memory(CONFIG, 512, 64, 2, "zero-3")
+
+
+def test_recomputing_keeps_one_layer_and_the_streams() -> None:
+    kept, recomputed = (training_memory(CONFIG, 512, 64, recompute=again)["activations"] for again in (False, True))
+    ends = 512 * 2 * 32 * 4
+    assert recomputed == (kept - ends) // 3 + 3 * 512 * 32 * 4 + ends
+
+
+def test_least_devices_is_the_first_power_of_two_that_fits() -> None:
+    config = preset_config("llama-2-70b")
+    for memory in (80e9, 24e9):
+        least = least_devices(config, 4096, int(memory))
+        assert least is not None
+        needed = [sum(training_memory(config, 4096, 4096, 2, "fsdp", n, True).values()) for n in (least // 2, least)]
+        assert needed[1] <= memory < needed[0]
+    assert least_devices(CONFIG, 64, 10**9) == 1
+    assert least_devices(config, 4096, 10**9) is None
+
+
+def test_serving_by_hand() -> None:
+    num_parameters = sum(count_parameters(CONFIG).values())
+    assert serving_memory(CONFIG, "float32", 2, 64) == {
+        "weights": 4 * num_parameters,
+        "cache": cache_bytes(CONFIG, 2, 64, 4),
+    }
+    assert serving_memory(CONFIG, "bfloat16", 2, 64)["cache"] == cache_bytes(CONFIG, 2, 64, 2)
+    assert serving_memory(CONFIG, "int8", 1, 64)["weights"] == num_parameters + 2 * num_parameters // 32
+    assert serving_memory(CONFIG, "int4", 1, 64)["weights"] == num_parameters // 2 + 2 * num_parameters // 32
+
+
+def test_cross_attention_has_a_cache_of_its_own() -> None:
+    both = dataclasses.replace(CONFIG, encoder_layers=2)
+    assert cache_bytes(both, batch=5, length=10) == 2 * cache_bytes(CONFIG, batch=5, length=10)
+    encoder = dataclasses.replace(CONFIG, encoder_layers=2, decoder_layers=0, head="masked_lm")
+    assert cache_bytes(encoder, batch=5, length=10) == 0
 
 
 def test_cache_by_hand() -> None:

@@ -18,7 +18,7 @@ from jielong.model.config import ModelConfig
 from jielong.model.hf import read_config
 from jielong.model.presets import PRESETS, TRAINED_ON, preset_config
 from jielong.plan.hardware import DEVICES, Device, find_device, this_machine
-from jielong.plan.sheet import NUM_DEVICES, TOKENS_A_PARAMETER, model_sheet
+from jielong.plan.sheet import TOKENS_A_PARAMETER, model_sheet
 from jielong.recipe import parse_recipe
 from jielong.recipe.costing import plan_recipe
 from jielong.runtime import Runtime, detect
@@ -162,17 +162,17 @@ def _headline(sheet: dict[str, Any]) -> str:
     )
 
 
-def _table(title: str, *columns: str) -> Table:
+def _table(title: str | None, *columns: str) -> Table:
     """A plain table: the first column to the left, numbers to the right, a title over it."""
-    table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    title = None if title is None else f"\n{title}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", no_wrap=True)
     return table
 
 
 def _parts(model: dict[str, Any]) -> Table:
-    table = _table("parameters, as built", "part", "number", "share")
-    table.title = None
+    table = _table(None, "part", "parameters", "share")
     for name, number in model["parts"].items():
         if number:
             table.add_row(name, f"{number:,}", f"{100 * number / model['parameters']:.2f} %")
