@@ -154,11 +154,11 @@ def test_parts_with_everything_by_hand() -> None:
         head_size=4, ffn_width=5, positions="learned", norm="layer", activation="relu", qkv_bias=True, out_bias=True,
         qk_norm=True, num_experts=3, experts_per_token=1, logit_bias=True,
     )  # fmt: skip
-    attention = 2 * (6 * 8) + 2 * (6 * 4) + (8 + 4 + 4) + 6 + 2 * 4
+    attention = 2 * (6 * 8) + 2 * (6 * 4) + (8 + 4 + 4) + 6
     assert count_parameters(config) == {
         "embedding": 60,
         "positions": 8 * 6,
-        "attention": 5 * attention,  # of three layers, and cross-attention of two
+        "attention": 5 * attention + 3 * 2 * 4,  # of three layers, and cross-attention of two, without their norms
         "ffn": 3 * 3 * 2 * 6 * 5,
         "router": 3 * 3 * 6,
         "norms": (2 * 3 + 2 + 2) * 2 * 6,  # two a layer, one for cross-attention, one at the end of each stack

@@ -19,12 +19,13 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
     """
     layers = config.encoder_layers + config.decoder_layers
     bias_a_layer = (config.num_heads + 2 * config.num_kv_heads) * config.head_size * config.qkv_bias
-    bias_a_layer += config.width * config.out_bias + 2 * config.head_size * config.qk_norm
+    bias_a_layer += config.width * config.out_bias
+    qk_norms = layers * 2 * config.head_size * config.qk_norm  # cross-attention has none
     ffns = max(1, config.num_experts)
     return {
         "embedding": (config.vocab_size + config.token_types) * config.width,
         "positions": config.max_length * config.width if config.positions == "learned" else 0,
-        "attention": (layers + num_cross_layers(config)) * (attention_weights(config) + bias_a_layer),
+        "attention": (layers + num_cross_layers(config)) * (attention_weights(config) + bias_a_layer) + qk_norms,
         "ffn": layers * (ffns * ffn_weights(config) + _ffn_biases(config)),
         "router": layers * config.num_experts * config.width,
         "norms": _num_norms(config) * _norm_parameters(config),
