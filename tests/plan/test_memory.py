@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -89,12 +91,8 @@ def test_cache_by_hand() -> None:
     assert cache_bytes(CONFIG, batch=5, length=10) == 2 * 3 * 2 * 8 * 5 * 10 * 2
 
 
-def _kept_bytes(batch: int) -> int:
-    """What autograd really keeps for the backward pass, weights left out, each storage once."""
-    model = Transformer(CONFIG)
-    tokens = torch.zeros(batch, 64, dtype=torch.int64)
-    mask = torch.ones(batch, 64, dtype=torch.bool)
-    mask[:, 0] = False
+def _saved_bytes(model: Transformer, run: Callable[[], object]) -> int:
+    """What autograd really keeps for the backward pass of `run`, weights left out, each storage once."""
     weights = {parameter.data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -105,12 +103,60 @@ def _kept_bytes(batch: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        scored_logprobs(model, tokens, None, mask, entropy=False)
+        run()
     return sum(kept.values())
 
 
+def _with_loss(batch: int) -> int:
+    model = Transformer(CONFIG)
+    tokens = torch.zeros(batch, 64, dtype=torch.int64)
+    mask = torch.ones(batch, 64, dtype=torch.bool)
+    mask[:, 0] = False
+    return _saved_bytes(model, lambda: scored_logprobs(model, tokens, None, mask, entropy=False))
+
+
 def test_activations_are_about_what_autograd_keeps() -> None:
-    measured = _kept_bytes(16) - _kept_bytes(8)
+    measured = _with_loss(16) - _with_loss(8)
     many, few = (training_memory(CONFIG, rows * 64, 64, compute_bytes=4) for rows in (16, 8))
     estimated = sum(many[part] - few[part] for part in ("activations", "logits"))
     assert estimated == pytest.approx(measured, rel=0.33)
+
+
+WIDE = {"num_kv_heads": 4, "ffn_width": 256}
+SHAPES: dict[str, dict[str, object]] = {
+    "jie": {},
+    "gpt2": {**WIDE, "norm": "layer", "positions": "learned", "activation": "gelu_tanh", "ffn_bias": True},
+    "gpt2 with dropout": {
+        **WIDE, "norm": "layer", "positions": "learned", "activation": "gelu_tanh", "dropout": 0.1,
+        "attention_dropout": 0.1,
+    },
+    "transformer": {**WIDE, "encoder_layers": 3, "norm": "layer", "norm_at": "post", "activation": "relu"},
+    "bert": {**WIDE, "encoder_layers": 3, "decoder_layers": 0, "head": "masked_lm", "norm_at": "post"},
+    "qwen3": {"qk_norm": True},
+    "mixtral": {"num_experts": 4, "experts_per_token": 2},
+    "grok": {"num_experts": 4, "experts_per_token": 2, "norm_at": "both", "attention_softcap": 30.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_activations_of_the_whole_family(name: str) -> None:
+    """Rows of 256 tokens, where attention is explicit: the forward pass alone, in float32."""
+    length = 256
+    config = dataclasses.replace(
+        CONFIG, **{"width": 64, "head_size": 16, "ffn_width": 192, "max_length": length, **SHAPES[name]}
+    )
+    model = Transformer(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    model.train()
+    measured, estimated = [], []
+    for batch in (2, 4):
+        tokens = torch.zeros(batch, length, dtype=torch.int64)
+        measured.append(_saved_bytes(model, partial(_forward, model, tokens)))
+        estimated.append(training_memory(config, batch * length, length, compute_bytes=4)["activations"])
+    assert estimated[1] - estimated[0] == pytest.approx(measured[1] - measured[0], rel=0.25)
+
+
+def _forward(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
+    if model.config.encoder_layers and model.config.decoder_layers:
+        return model.hidden(tokens, memory=model.encode(tokens))
+    return model.hidden(tokens)

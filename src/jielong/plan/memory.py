@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jielong.errors import UsageError
 from jielong.model.config import ModelConfig
+from jielong.model.kernels import PLAIN_LENGTH
 from jielong.plan.count import count_parameters, num_cross_layers
 
 WEIGHT_BYTES = 4  # weights, gradients and both moments of AdamW are float32
@@ -59,22 +60,41 @@ def _kept_bytes(config: ModelConfig, length: int, compute_bytes: int, recompute:
     """Bytes a token that the forward pass keeps.
 
     Each layer: the residual stream twice (float32), each norm's output, q k v and their turned copies, the attention
-    output, gate (if any), up and their product, for each expert that the token is sent to; and, where attention is
-    explicit, one probability a key and head. Cross-attention: the stream once more, q, k, v and the output.
+    output, gate (if any), up and their product, for each expert that the token is sent to, with its rows before and
+    after; and probabilities where attention is explicit. Cross-attention: the stream once more, q, k, v, the output.
     """
-    heads = config.num_heads * config.head_size
+    width, heads = config.width, config.num_heads * config.head_size
     kv_heads = config.num_kv_heads * config.head_size
-    experts = max(1, config.experts_per_token)
-    ffn = (3 if config.gated else 2) * config.ffn_width * experts + (experts - 1) * config.width
-    probabilities = config.num_heads * length if length <= 512 else 0
-    kept = 2 * config.width + 2 * heads + 2 * (heads + 2 * kv_heads) + ffn + probabilities
-    layer = 2 * config.width * 4 + kept * compute_bytes
-    cross = config.width * 4 + (config.width + 2 * heads + 2 * kv_heads + probabilities) * compute_bytes
-    layers, crosses = config.encoder_layers + config.decoder_layers, num_cross_layers(config)
-    ends = (bool(config.encoder_layers) + bool(config.decoder_layers)) * 2 * config.width * 4
+    ffn = (3 if config.gated else 2) * config.ffn_width * max(1, config.experts_per_token)
+    extra = 3 * width * config.experts_per_token + (2 * width if config.norm_at == "both" else 0)
+    extra += 2 * width if config.dropout else 0
+    same = 2 * width * 4 + (2 * width + 2 * heads + 2 * (heads + 2 * kv_heads) + ffn + extra) * compute_bytes
+    encoder = same + _probabilities(config, length, causal=False) * compute_bytes
+    decoder = same + _probabilities(config, length, causal=True) * compute_bytes
+    if num_cross_layers(config):
+        kept = width + 2 * heads + 2 * kv_heads + _probabilities(config, length, causal=False)
+        decoder += width * 4 + kept * compute_bytes
+    stacks = bool(config.encoder_layers) + bool(config.decoder_layers)
     if recompute:
-        return layers * config.width * 4 + layer + min(crosses, 1) * cross + ends
-    return layers * layer + crosses * cross + ends
+        whole = max(encoder if config.encoder_layers else 0, decoder if config.decoder_layers else 0)
+        streams = (config.encoder_layers + config.decoder_layers) * width * 4
+        return streams + whole + stacks * 2 * width * 4
+    return config.encoder_layers * encoder + config.decoder_layers * decoder + stacks * 2 * width * 4
+
+
+def _probabilities(config: ModelConfig, length: int, causal: bool) -> int:
+    """Numbers a token and layer of the explicit attention: about half of all keys where the future is skipped.
+
+    It is explicit in rows up to PLAIN_LENGTH, and in all rows of a model whose scores are capped. Written out step by
+    step, for the cap or for dropout on its weights, it keeps more than one number a key. Longer rows with that dropout
+    are counted as on a GPU; on a CPU torch's own kernel keeps the numbers for them too.
+    """
+    everything = config.num_heads * length
+    if config.attention_softcap or (config.attention_dropout and length <= PLAIN_LENGTH):
+        return 5 * everything // 2
+    if length > PLAIN_LENGTH:
+        return 0
+    return config.num_heads * (length + 64) // 2 if causal else everything
 
 
 def training_memory_bytes(config: ModelConfig, batch_tokens: int, length: int, compute_bytes: int = 2) -> int:
