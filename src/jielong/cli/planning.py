@@ -206,7 +206,7 @@ def _operations(sheet: dict[str, Any]) -> list[str]:
 
 def _training_table(sheet: dict[str, Any]) -> Table:
     rows = sheet["training_memory"]
-    title = f"memory to train: each of {rows[0]['devices']}, with a row of {sheet['row_tokens']:,} tokens on it"
+    title = f"memory to train: each of {rows[0]['devices']} devices, a row of {sheet['row_tokens']:,} tokens on it"
     table = _table(title, "dtype", "sharding", "weights", "gradients", "optimizer", "activations", "all")
     table.columns[1].justify = "left"
     for row in rows:
@@ -220,12 +220,13 @@ def _training_table(sheet: dict[str, Any]) -> Table:
 
 def _serving_table(sheet: dict[str, Any]) -> Table:
     rows = sheet["serving_memory"]
-    numbers = sorted({row["rows"] for row in rows})
+    numbers = sorted({row["rows"] for row in rows}) if sheet["kv_bytes_per_token"]["bfloat16"] else []
     titles = [f"with {number} row{'s' if number > 1 else ''} of {sheet['row_tokens']:,}" for number in numbers]
     table = _table("memory to serve", "weights as", "weights", *titles)
     for form in dict.fromkeys(row["weights_as"] for row in rows):
         mine = [row for row in rows if row["weights_as"] == form]
-        table.add_row(form, _units(mine[0]["parts"]["weights"]), *(_units(row["bytes"]) for row in mine))
+        wholes = [row["bytes"] for row in mine[: len(numbers)]]
+        table.add_row(form, *(_units(number) for number in (mine[0]["parts"]["weights"], *wholes)))
     return table
 
 
