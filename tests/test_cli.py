@@ -240,16 +240,87 @@ def test_plan_of_a_recipe(invoke: Invoke, recipe: Path) -> None:
 def test_plan_of_a_preset(invoke: Invoke) -> None:
     arguments = ("plan", "jie-s", "--flops", "1e12", "--tokens", "1e6", "--vocab-size", "1000", "--context", "128")
     plan = json.loads(invoke(*arguments, "--json", "--price", "2")[1])
+    assert plan["kind"] == "decoder" and plan["tokens_are"] == "given"
     assert plan["model"]["parts"]["embedding"] == 1000 * plan["model"]["width"]
-    assert plan["stages"]["pretrain"]["flops"] == 1_000_000 * plan["model"]["flops_per_token"]
-    assert plan["price"] == pytest.approx(2 * plan["totals"]["seconds"] / 3600)
+    assert plan["model"]["config"]["max_length"] == 128
+    assert plan["flops"]["training"] == 1_000_000 * plan["flops"]["training_per_token"]
+    here, *others = plan["hardware"]
+    assert here["device"] == "this machine" and {"h100", "a100-80gb", "rtx-4090"} <= {row["device"] for row in others}
+    assert here["price"] == pytest.approx(2 * here["seconds"] / 3600)
     code, out, _ = invoke(*arguments)
-    assert code == 0 and "parameters" in out and "FLOPs" in out
+    assert code == 0 and "parameters" in out and "FLOP" in out and "h100" in out
 
 
-def test_plan_of_an_unknown_preset(invoke: Invoke) -> None:
-    code, _, err = invoke("plan", "jie-z", "--flops", "1e12")
-    assert code == 2 and "neither a recipe (.toml) nor a preset" in err and "jie-s" in err
+@pytest.mark.parametrize("name", ["gpt3-175b", "transformer-base", "bert-base", "mixtral-8x7b", "jie-s"])
+def test_plan_fits_a_terminal(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = invoke("plan", name, "--flops", "4e11", "--gpus", "8")
+    assert code == 0 and max(len(line) for line in out.splitlines()) <= 80
+    assert "…" not in out, "a column was cut"
+
+
+def test_plan_says_the_published_numbers(invoke: Invoke) -> None:
+    plan = json.loads(invoke("plan", "gpt3-175b", "--on", "a100-80gb", "--gpus", "1024", "--json")[1])
+    assert plan["model"]["parameters"] == plan["model"]["built_parameters"] == 174_604_259_328
+    assert plan["tokens_are"] == "published" and plan["tokens"] == 300_000_000_000
+    assert plan["flops"]["six_n_d"] == pytest.approx(3.14e23, rel=0.002)
+    (row,) = plan["hardware"]
+    assert row["device"] == "a100-80gb" and row["devices"] == 1024
+    out = invoke("plan", "gpt3-175b", "--on", "a100-80gb", "--gpus", "1024")[1]
+    assert "174,604,259,328" in out and "6 N D is 3.14e23" in out and "h100" not in out
+
+
+def test_plan_of_a_model_folder(invoke: Invoke, run_folder: Path) -> None:
+    folder = str(run_folder / "02-sft" / "model")
+    plan = json.loads(invoke("plan", folder, "--flops", "1e11", "--json")[1])
+    assert plan["model"]["vocab_size"] == 263 and plan["row_tokens"] == CONTEXT
+    assert plan["model"]["parameters"] == plan["model"]["built_parameters"]
+    assert json.loads(invoke("plan", str(run_folder), "--flops", "1e11", "--json")[1])["model"] == plan["model"]
+    assert invoke("plan", folder, "--flops", "1e11")[0] == 0
+
+
+def test_plan_of_a_recipe_on_other_hardware(invoke: Invoke) -> None:
+    recipe = str(Path(__file__).parents[1] / "recipes" / "gpt2-124m.toml")
+    one = json.loads(invoke("plan", recipe, "--on", "h100", "--json")[1])
+    two = json.loads(invoke("plan", recipe, "--on", "h100", "--gpus", "2", "--json", "--price", "5")[1])
+    assert one["machine"] == {"flops_per_second": 989.4e12, "probed": False, "device": "1 x h100"}
+    seconds = one["stages"]["pretrain"]["seconds"]
+    assert two["stages"]["pretrain"]["seconds"] == pytest.approx(seconds / 2)
+    assert one["price"] == pytest.approx(2.5 * one["totals"]["seconds"] / 3600)
+    assert two["price"] == pytest.approx(2 * 5 * two["totals"]["seconds"] / 3600)
+    assert "2 x h100, as given" in invoke("plan", recipe, "--on", "h100", "--gpus", "2")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("jie-z",), "neither a recipe (.toml) nor a preset nor a model folder"),
+        (("gpt2-124",), "did you mean gpt2-124m"),
+        (("some/folder",), "nor a model folder"),
+        (("jie-s", "--on", "h1000"), "did you mean h100?"),
+        (("jie-s", "--on", "h100", "--flops", "1e12"), "which --on leaves without effect"),
+        (("jie-s", "--flops", "-1"), "--flops is -1.0; it must be above 0"),
+        (("jie-s", "--tokens", "0"), "--tokens is 0.0; it must be above 0"),
+        (("jie-s", "--price", "-1"), "--price is -1.0; it must be 0 or more"),
+        (("jie-s", "--set", "run.seed=1"), "--set is for recipes"),
+        (("RECIPE", "--tokens", "1e9"), "--tokens is for presets and model folders"),
+        (("RECIPE", "--vocab-size", "1000"), "--vocab-size is for presets"),
+        (("RECIPE", "--context", "1000"), "--context is for presets"),
+        (("RECIPE", "--gpus", "2"), "--gpus has no effect without --on"),
+        (("MODEL", "--vocab-size", "1000"), "a model folder has its vocabulary"),
+    ],
+)
+def test_wrong_plans_are_refused(
+    invoke: Invoke, recipe: Path, run_folder: Path, arguments: tuple[str, ...], expected: str
+) -> None:
+    places = {"RECIPE": str(recipe), "MODEL": str(run_folder)}
+    code, out, err = invoke("plan", *(places.get(argument, argument) for argument in arguments))
+    assert (code, out) == (2, "") and expected in err
+
+
+def test_plan_of_rows_that_the_model_cannot_read(invoke: Invoke, run_folder: Path) -> None:
+    code, _, err = invoke("plan", str(run_folder), "--context", "1000", "--flops", "1e11")
+    assert code == 1 and f"the model reads at most {CONTEXT}" in err
 
 
 # Finding models.

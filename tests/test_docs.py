@@ -14,12 +14,12 @@ from jielong.config import Settings, plain, to_toml
 from jielong.recipe import STAGE_SETTINGS, parse_recipe
 from jielong.recipe.settings import (
     DataSettings,
-    ModelSettings,
     Optimisation,
     RunSettings,
     SourceSettings,
     WorldSettings,
 )
+from jielong.recipe.shape import ModelSettings
 from jielong.report.page import HIGHLIGHTS
 
 if sys.version_info >= (3, 11):

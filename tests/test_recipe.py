@@ -10,11 +10,13 @@ import pytest
 from jielong.align.settings import PPOConfig
 from jielong.data.curate import CurateConfig
 from jielong.errors import RecipeError, UsageError
-from jielong.model.presets import PRESETS
+from jielong.model.config import ModelConfig
+from jielong.model.presets import PRESETS, is_decoder, preset_config
 from jielong.recipe import STAGE_SETTINGS, parse_recipe, write_toml
 from jielong.recipe.costing import bytes_per_token, plan_recipe
 from jielong.recipe.crosscheck import NEEDS
 from jielong.recipe.settings import PpoSettings
+from jielong.recipe.shape import NOT_KEYS, ModelSettings
 from jielong.runtime import detect
 
 WHOLE = """
@@ -179,6 +181,89 @@ def test_preset_and_sizes(tmp_path: Path) -> None:
     same = f"pretrain.model.width={PRESETS['jie-s']['width']}"
     assert "has no effect: preset 'jie-s' has it" in refusal(tmp_path, same, text=preset)
     assert "missing: width" in refusal(tmp_path, text=WHOLE.replace("width = 32\n", ""))
+
+
+SIZES = "[pretrain.model]\nwidth = 32\ndecoder_layers = 2\nnum_heads = 2\n"
+
+
+def with_preset(name: str) -> str:
+    return WHOLE.replace(SIZES, f'[pretrain.model]\npreset = "{name}"\n')
+
+
+def model_of(tmp_path: Path, text: str, *overrides: str) -> ModelConfig:
+    settings = parse_recipe(write(tmp_path, text), [f"pretrain.model.{one}" for one in overrides]).stages[2].settings
+    return ModelConfig(vocab_size=300, max_length=settings.context_tokens, **settings.model.sizes())
+
+
+def test_every_field_of_a_decoder_is_a_key(tmp_path: Path) -> None:
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    assert set(ModelSettings.model_fields) == (fields - set(NOT_KEYS)) | {"preset"}
+    model = model_of(
+        tmp_path, with_preset("jie-s"), "activation=gelu", "norm=layer", "norm_at=post", "qkv_bias=true",
+        "qk_norm=true", "num_experts=4", "experts_per_token=2", "windows=[0, 16]", "dropout=0.1", "init_std=0.02",
+        "positions=learned", "embedding_scale=2",
+    )  # fmt: skip
+    assert (model.activation, model.norm, model.norm_at, model.positions) == ("gelu", "layer", "post", "learned")
+    assert (model.qkv_bias, model.qk_norm, model.windows, model.dropout) == (True, True, (0, 16), 0.1)
+    assert (model.num_experts, model.experts_per_token, model.embedding_scale) == (4, 2, 2)
+    assert (model.width, model.ffn_width) == (128, 352)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if is_decoder(name)])
+def test_every_decoder_preset_can_be_pretrained(tmp_path: Path, name: str) -> None:
+    model = model_of(tmp_path, with_preset(name))
+    assert model == preset_config(name, vocab_size=300, max_length=64)
+
+
+def test_resolved_model_tables_are_read_back(tmp_path: Path) -> None:
+    text = with_preset("gpt2-124m")
+    recipe = parse_recipe(write(tmp_path, text), ["pretrain.model.windows=[0, 8]", "pretrain.model.dropout=0.2"])
+    (tmp_path / "again.toml").write_text(write_toml(recipe))
+    again = parse_recipe(tmp_path / "again.toml")
+    assert again.stages[2].settings.model == recipe.stages[2].settings.model
+    assert again.hash == recipe.hash
+
+
+@pytest.mark.parametrize(
+    ("preset", "override", "expected"),
+    [
+        ("bert-base", "dropout=0.2", "preset 'bert-base' is no decoder, which this stage trains: it has 12 encoder"),
+        ("transformer-big", "dropout=0.2", "preset 'transformer-big' is no decoder"),
+        ("gpt3-175", "dropout=0.2", "did you mean 'gpt3-175b'?"),
+        ("jie-s", "norm=rms", "norm = rms has no effect: preset 'jie-s' has it"),
+        ("gpt2-124m", "qkv_bias=true", "qkv_bias = True has no effect: preset 'gpt2-124m' has it"),
+        ("gpt2-124m", "rope_base=5000", "rope_base = 5000.0 has no effect: positions are 'learned'"),
+        ("jie-s", "normalise_experts=false", "normalise_experts = False has no effect: there are no experts"),
+        ("mixtral-8x7b", "ffn_bias=true", "ffn_bias is on, but experts have no biases"),
+        ("jie-s", "experts_per_token=2", "experts_per_token is 2; with num_experts = 0 legal are 0 only"),
+        ("jie-s", "num_experts=4", "experts_per_token is 0; with num_experts = 4 legal are 1 to 4"),
+        ("jie-s", "activation=swigl", "activation is 'swigl'; legal are swiglu, geglu"),
+        ("jie-s", "activation=swigl", "did you mean swiglu?"),
+        ("jie-s", "windows=[-1]", "windows is (-1,)"),
+        ("jie-s", "windows=3", "windows = 3: must be"),
+        ("jie-s", "num_kv_heads=3", "num_kv_heads is 3; it must divide num_heads, 4"),
+        ("jie-s", "width=0", "width is 0; it must be a whole number, 1 or more"),
+        ("jie-s", "qk_norm=1", "qk_norm = 1: must be boolean"),
+        ("jie-s", "num_expert=4", "unknown key; did you mean `num_experts`?"),
+        ("jie-s", "vocab_size=300", "unknown key"),
+        ("jie-s", "encoder_layers=2", "unknown key"),
+        ("jie-s", "head=scalar", "unknown key"),
+    ],
+)
+def test_wrong_model_tables_are_refused(tmp_path: Path, preset: str, override: str, expected: str) -> None:
+    text = refusal(tmp_path, f"pretrain.model.{override}", text=with_preset(preset))
+    assert expected in text and "whole.toml" in text
+
+
+@pytest.mark.parametrize("size", ["width=0", "num_heads=0", "width=-1"])
+def test_sizes_of_nothing_are_refused(tmp_path: Path, size: str) -> None:
+    name, _, value = size.partition("=")
+    assert f"{name} is {value}; it must be a whole number, 1 or more" in refusal(tmp_path, f"pretrain.model.{size}")
+
+
+def test_plain_feed_forwards_are_four_times_as_wide(tmp_path: Path) -> None:
+    assert model_of(tmp_path, WHOLE, "activation=gelu").ffn_width == 4 * 32
+    assert model_of(tmp_path, WHOLE, "activation=geglu").ffn_width == 96
 
 
 def test_sizes_left_out_are_derived(tmp_path: Path) -> None:

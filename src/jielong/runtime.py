@@ -129,7 +129,7 @@ def environment(runtime: Runtime) -> dict[str, object]:
         "cpu": _cpu_info("model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": memory_bytes(torch.device("cpu")),
         "device": torch.cuda.get_device_name(runtime.device) if on_cuda else str(runtime.device),
         "dtype": str(runtime.dtype).removeprefix("torch."),
         "seed": runtime.seed,
@@ -138,7 +138,10 @@ def environment(runtime: Runtime) -> dict[str, object]:
     }
 
 
-def _memory_bytes() -> int:
+def memory_bytes(device: torch.device) -> int:
+    """Memory of the accelerator, or of the machine; 0 where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if sys.platform != "win32" else 0
 
 

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jielong.errors import ModelError
-from jielong.model.attention import explicit_attention
 from jielong.model.config import ModelConfig
 from jielong.model.induction import plant_induction
-from jielong.model.layers import rotate
+from jielong.model.kernels import explicit_attention
 from jielong.model.presets import preset_config
 from jielong.model.transformer import Transformer
 
@@ -39,14 +38,13 @@ def said_twice(vocab_size: int, rows: int, seed: int) -> Tensor:
 def attention_weights(model: Transformer, tokens: Tensor, layer: int) -> Tensor:
     """(B, N, T, T) of one layer, read off the oracle by giving it one-hot values."""
     config, length = model.config, tokens.shape[1]
-    x = model.embed(tokens)
-    context = model._context(tokens, None, None)
+    x, context = model._begin(tokens, None, None, causal=True)
     for number in range(layer):
         x = model.layers[number](x, context)
     block = model.layers[layer]
-    mixed = block.attention.qkv(block.attention_norm(x)).unflatten(2, (-1, config.head_size))
+    mixed = block.attention.project(block.attention_norm(x)).unflatten(2, (-1, config.head_size))
     num_turned = config.num_heads + config.num_kv_heads
-    turned = rotate(mixed[:, :, :num_turned], model.cos[:length, None], model.sin[:length, None]).transpose(1, 2)
+    turned = context.rotation.turn(mixed[:, :, :num_turned].transpose(1, 2))
     one_hot = torch.eye(length).expand(len(tokens), config.num_kv_heads, length, length)
     visible = torch.ones(length, length, dtype=torch.bool).tril()
     return explicit_attention(turned[:, : config.num_heads], turned[:, config.num_heads :], one_hot, visible)

@@ -135,41 +135,40 @@ def _print_failed_rules(report: dict[str, Any]) -> None:
 
 
 @app.command(
-    epilog="Examples:  jielong plan recipes/quickstart.toml  ·  jielong plan recipes/gpt2-124m.toml --price 2.50  ·  "
-    "jielong plan jie-124m --tokens 2.5e9 --vocab-size 50257 --context 1024"
+    epilog="Examples:  jielong plan recipes/quickstart.toml  ·  jielong plan gpt3-175b --on h100 --gpus 1024  ·  "
+    "jielong plan recipes/gpt2-124m.toml --on rtx-4090  ·  jielong plan jie-124m --tokens 2.5e9 --vocab-size 50257"
 )
 def plan(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE.toml|PRESET", help="A recipe file or a preset's name.")],
+    name: Annotated[
+        str, typer.Argument(metavar="RECIPE.toml|PRESET|MODEL", help="A recipe, a preset's name, or a model folder.")
+    ],
     overrides: SetOption = None,
+    on: Annotated[str | None, typer.Option(metavar="DEVICE", help="Plan for it: a100-80gb, h100, rtx-4090 ...")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="How many of it.")] = None,
     flops: Annotated[
-        float | None,
-        typer.Option(metavar="FLOP/S", help="Speed to plan for; default: this machine, probed."),
+        float | None, typer.Option(metavar="FLOP/S", help="Speed of this machine; default: it is probed.")
     ] = None,
-    price: Annotated[float | None, typer.Option(help="Price of the machine an hour, for the cost.")] = None,
-    tokens: Annotated[float, typer.Option(help="With a preset: tokens to train on.")] = 1e8,
-    vocab_size: Annotated[int, typer.Option(help="With a preset: size of the vocabulary.")] = 4096,
-    context: Annotated[int, typer.Option(help="With a preset: tokens a row.")] = 512,
+    price: Annotated[float | None, typer.Option(help="Price an hour: of the device of --on, else of this one.")] = None,
+    tokens: Annotated[float | None, typer.Option(help="With a preset or a model: tokens to train on.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(min=1, help="With a preset: size of the vocabulary.")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="With a preset or a model: tokens a row.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a recipe or a preset will cost: parameters, FLOPs, memory, hours, money, before anything runs."""
-    from jielong.recipe import parse_recipe
-    from jielong.recipe.costing import format_plan, plan_preset, plan_recipe
-    from jielong.runtime import detect
+    """What a recipe or a model will cost: parameters, FLOPs, memory, hours, money, before anything runs."""
+    from jielong.cli.planning import Options, format_sheet, is_recipe, plan_for_model, plan_for_recipe
+    from jielong.recipe.costing import format_plan
 
-    if recipe.endswith(".toml") or os.sep in recipe:
-        parsed = parse_recipe(recipe, overrides or [])
-        runtime = detect(parsed.run.device, parsed.run.dtype, parsed.run.threads, parsed.run.seed)
-        found = plan_recipe(parsed, runtime, flops)
+    options = Options(flops, on, gpus, price, tokens, vocab_size, context)
+    if is_recipe(name):
+        found = plan_for_recipe(name, overrides or [], options)
+    elif overrides:
+        raise UsageError("--set is for recipes; with a preset or a model use --tokens, --vocab-size and --context")
     else:
-        if overrides:
-            raise UsageError("--set is for recipes; with a preset use --tokens, --vocab-size and --context")
-        found = plan_preset(recipe, detect(), vocab_size=vocab_size, context_tokens=context, tokens=tokens, flops=flops)
-    if price is not None:
-        found["price"] = found["totals"]["seconds"] / 3600 * price
+        found = plan_for_model(name, options)
     if as_json:
         print(json.dumps(found, ensure_ascii=False, indent=1))
     else:
-        console().print(format_plan(found))
+        console().print(format_plan(found) if is_recipe(name) else format_sheet(found), soft_wrap=False)
 
 
 def _engine(model: str, device: str, seed: int) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from jielong.model.config import ModelConfig
-from jielong.plan.count import count_parameters
+from jielong.plan.count import attention_weights, ffn_weights, num_cross_layers
 from jielong.runtime import Runtime
 
 # (rows, inner, columns) of the products that the probe times: some machines like small ones, some large.
@@ -18,15 +18,39 @@ PROBE_SHAPES = ((4096, 512, 512), (4096, 1024, 1024), (2048, 2048, 2048))
 def flops_per_token(config: ModelConfig, length: int) -> int:
     """Floating-point operations to train on one token (forward and backward) in rows of `length` tokens.
 
-    6 P + 12 L N H T: P counts the matrices that multiply (attention, ffn, and the unembedding, tied or not), not the
-    looked-up embedding nor the norms; 2 operations a weight forward, 4 backward. The second term is q k^T and the
-    weighted sum over all T keys; that causality halves them is not taken off, as is the custom.
+    3 times `forward_flops`: the backward pass takes twice the forward one. With two stacks: on a pair of one source
+    and one target token, rows of `length` on both sides. For a decoder it is 6 P + 12 L N H T: P counts the matrices
+    that multiply a token (attention, ffn or the chosen experts, router, and the unembedding, tied or not), not the
+    looked-up embedding nor norms and biases. Custom says 6 N for N parameters, as in GPT-3's table D.1.
     Source: Kaplan et al. 2020, arXiv:2001.08361, section 2.1; Chowdhery et al. 2022, arXiv:2204.02311, appendix B.
     """
-    parts = count_parameters(config)
-    unembedding = config.width if config.head == "scalar" else config.vocab_size * config.width
-    multiplying = parts["attention"] + parts["ffn"] + unembedding
-    return 6 * multiplying + 12 * config.decoder_layers * config.num_heads * config.head_size * length
+    return 3 * sum(forward_flops(config, length).values())
+
+
+def forward_flops(config: ModelConfig, length: int) -> dict[str, int]:
+    """{"source": ..., "target": ...}: operations of the forward pass on one token of either side, 0 for no such side.
+
+    A token of a decoder is a target token, one of an encoder a source token. 2 a weight; 4 N H a key for the score and
+    the weighted sum, over all keys of the row or the layer's window: that causality halves them is not taken off, as
+    is the custom. With two stacks the keys and values of cross-attention are made once for each source token, its
+    queries, output and scores once for each target token. The heads "classes" and "choice" look at one token a row and
+    are left out; "masked_lm" is counted at every token, though its loss is on some 15 %.
+    """
+    heads = config.num_heads * config.head_size
+    routed = config.num_experts * config.width
+    layer = attention_weights(config) + max(1, config.experts_per_token) * ffn_weights(config) + routed
+    head = {"lm": config.vocab_size * config.width, "scalar": config.width}.get(config.head, 0)
+    if config.head == "masked_lm":
+        head = (config.vocab_size + config.width) * config.width
+    crosses = num_cross_layers(config)
+    keys_and_values = 2 * config.num_kv_heads * config.head_size * config.width
+    source = config.encoder_layers * (2 * layer + 4 * heads * length) + 2 * crosses * keys_and_values
+    spans = [config.window(index) or length for index in range(config.decoder_layers)]
+    target = 2 * config.decoder_layers * layer + 4 * heads * sum(min(span, length) for span in spans)
+    target += crosses * (2 * (attention_weights(config) - keys_and_values) + 4 * heads * length)
+    if config.decoder_layers:
+        return {"source": source, "target": target + 2 * head}
+    return {"source": source + 2 * head, "target": 0}
 
 
 def probe_flops(runtime: Runtime, seconds: float = 2.0) -> float:

@@ -2,40 +2,133 @@
 
 from __future__ import annotations
 
+from jielong.errors import UsageError
 from jielong.model.config import ModelConfig
-from jielong.plan.count import count_parameters
+from jielong.model.kernels import PLAIN_LENGTH
+from jielong.plan.count import count_parameters, num_cross_layers
 
 WEIGHT_BYTES = 4  # weights, gradients and both moments of AdamW are float32
 LOGITS_CHUNK_BYTES = 64 * 2**20  # model/logprobs.py works through the vocabulary in chunks of about this size
+# int8 and int4: a 16-bit scale for every 32 weights, as llama.cpp's Q8_0 and Q4_0 have it.
+WEIGHT_BITS = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.5, "int4": 4.5}
+# ddp: every device holds everything. zero-2: gradients and moments are divided among the devices. fsdp: weights too.
+# Rajbhandari et al. 2019, arXiv:1910.02054, figure 1: plain data parallelism, P_os+g, P_os+g+p.
+SHARDINGS = ("ddp", "zero-2", "fsdp")
 
 
-def training_memory(config: ModelConfig, batch_tokens: int, length: int, compute_bytes: int = 2) -> dict[str, int]:
-    """Bytes by part while training on batch_tokens tokens at once (one micro-batch) in rows of `length`.
+def training_memory(
+    config: ModelConfig,
+    batch_tokens: int,
+    length: int,
+    compute_bytes: int = 2,
+    sharding: str = "ddp",
+    num_devices: int = 1,
+    recompute: bool = False,
+) -> dict[str, int]:
+    """Bytes by part, on each device, while training on batch_tokens tokens at once there (one micro-batch).
 
-    compute_bytes: 2 for bfloat16, 4 for float32. activations is what the forward pass keeps for the backward one:
-    a token and layer keep the residual stream twice (float32), each norm's output, q k v and their turned copies, the
-    attention output, gate, up and their product; and, where attention is explicit, one probability a key and head.
+    length: of a row. compute_bytes: 2 for bfloat16, 4 for float32. With two stacks, batch_tokens on either side.
+    activations: what the forward pass keeps for the backward one, see `_kept_bytes`; with recompute only the stream
+    that enters each layer, and one layer whole: a third more operations, which MFU does not count. copies: the weights
+    cast to bfloat16; with "fsdp" instead the largest two units gathered in the compute dtype, one in use and one on its
+    way. Raises UsageError for an unknown sharding.
     """
+    if sharding not in SHARDINGS:
+        raise UsageError(f"sharding is {sharding!r}; legal are {', '.join(SHARDINGS)}")
     num_parameters = sum(count_parameters(config).values())
-    heads = config.num_heads * config.head_size
-    kv_heads = config.num_kv_heads * config.head_size
-    kept = 2 * config.width + 2 * heads + 2 * (heads + 2 * kv_heads) + 3 * config.ffn_width
-    probabilities = config.num_heads * length if length <= 512 else 0
-    per_layer = 2 * config.width * 4 + (kept + probabilities) * compute_bytes
+    mine = -(-num_parameters // num_devices)  # this device's part
+    whole = WEIGHT_BYTES * num_parameters
+    copies = compute_bytes * num_parameters if compute_bytes < WEIGHT_BYTES else 0
     return {
-        "weights": WEIGHT_BYTES * num_parameters,
-        "gradients": WEIGHT_BYTES * num_parameters,
-        "optimizer": 2 * WEIGHT_BYTES * num_parameters,
-        "activations": batch_tokens * (config.decoder_layers * per_layer + 2 * config.width * 4),
+        "weights": WEIGHT_BYTES * mine if sharding == "fsdp" else whole,
+        "gradients": whole if sharding == "ddp" else WEIGHT_BYTES * mine,
+        "optimizer": 2 * (whole if sharding == "ddp" else WEIGHT_BYTES * mine),
+        "copies": 2 * _largest_unit(config) * compute_bytes if sharding == "fsdp" and num_devices > 1 else copies,
+        "activations": batch_tokens * _kept_bytes(config, length, compute_bytes, recompute),
         "logits": min(batch_tokens * config.vocab_size * (compute_bytes + 4), 3 * LOGITS_CHUNK_BYTES),
     }
 
 
+def _largest_unit(config: ModelConfig) -> int:
+    """Parameters of what is gathered at once: a layer, or the embedding where that is larger."""
+    parts = count_parameters(config)
+    layers = config.encoder_layers + config.decoder_layers
+    return max((parts["attention"] + parts["ffn"] + parts["router"]) // layers, parts["embedding"])
+
+
+def _kept_bytes(config: ModelConfig, length: int, compute_bytes: int, recompute: bool) -> int:
+    """Bytes a token that the forward pass keeps.
+
+    Each layer: the residual stream twice (float32), each norm's output, q k v and their turned copies, the attention
+    output, gate (if any), up and their product, for each expert that the token is sent to, with its rows before and
+    after; and probabilities where attention is explicit. Cross-attention: the stream once more, q, k, v, the output.
+    """
+    width, heads = config.width, config.num_heads * config.head_size
+    kv_heads = config.num_kv_heads * config.head_size
+    ffn = (3 if config.gated else 2) * config.ffn_width * max(1, config.experts_per_token)
+    extra = 3 * width * config.experts_per_token + (2 * width if config.norm_at == "both" else 0)
+    extra += 2 * width if config.dropout else 0
+    same = 2 * width * 4 + (2 * width + 2 * heads + 2 * (heads + 2 * kv_heads) + ffn + extra) * compute_bytes
+    encoder = same + _probabilities(config, length, causal=False) * compute_bytes
+    decoder = same + _probabilities(config, length, causal=True) * compute_bytes
+    if num_cross_layers(config):
+        kept = width + 2 * heads + 2 * kv_heads + _probabilities(config, length, causal=False)
+        decoder += width * 4 + kept * compute_bytes
+    stacks = bool(config.encoder_layers) + bool(config.decoder_layers)
+    if recompute:
+        whole = max(encoder if config.encoder_layers else 0, decoder if config.decoder_layers else 0)
+        streams = (config.encoder_layers + config.decoder_layers) * width * 4
+        return streams + whole + stacks * 2 * width * 4
+    return config.encoder_layers * encoder + config.decoder_layers * decoder + stacks * 2 * width * 4
+
+
+def _probabilities(config: ModelConfig, length: int, causal: bool) -> int:
+    """Numbers a token and layer of the explicit attention: about half of all keys where the future is skipped.
+
+    It is explicit in rows up to PLAIN_LENGTH, and in all rows of a model whose scores are capped. Written out step by
+    step, for the cap or for dropout on its weights, it keeps more than one number a key. Longer rows with that dropout
+    are counted as on a GPU; on a CPU torch's own kernel keeps the numbers for them too.
+    """
+    everything = config.num_heads * length
+    if config.attention_softcap or (config.attention_dropout and length <= PLAIN_LENGTH):
+        return 5 * everything // 2
+    if length > PLAIN_LENGTH:
+        return 0
+    return config.num_heads * (length + 64) // 2 if causal else everything
+
+
 def training_memory_bytes(config: ModelConfig, batch_tokens: int, length: int, compute_bytes: int = 2) -> int:
-    """The sum of `training_memory`."""
+    """The sum of `training_memory` on one device."""
     return sum(training_memory(config, batch_tokens, length, compute_bytes).values())
 
 
+def least_devices(config: ModelConfig, length: int, memory_bytes: int) -> int | None:
+    """The least power of two of devices that hold the model while it trains; None where no number of them does.
+
+    With fsdp, bfloat16, recomputation and one row of `length` on each, which is not divided.
+    """
+    for exponent in range(17):
+        if sum(training_memory(config, length, length, 2, "fsdp", 2**exponent, True).values()) <= memory_bytes:
+            return int(2**exponent)
+    return None
+
+
+def weight_bytes(config: ModelConfig, form: str) -> int:
+    """Bytes of the weights as `form`, one of WEIGHT_BITS; all of them, for all experts have to be held."""
+    return round(sum(count_parameters(config).values()) * WEIGHT_BITS[form] / 8)
+
+
 def cache_bytes(config: ModelConfig, batch: int, length: int, compute_bytes: int = 2) -> int:
-    """Bytes of keys and values held while generating: `batch` rows of `length` tokens."""
-    return 2 * config.decoder_layers * config.num_kv_heads * config.head_size * batch * length * compute_bytes
+    """Bytes of keys and values held while generating: `batch` rows of `length` tokens.
+
+    With two stacks also those of cross-attention, for sources of `length`. Windows do not make it smaller: the cache
+    keeps what has left them.
+    """
+    layers = config.decoder_layers + num_cross_layers(config)
+    return 2 * layers * config.num_kv_heads * config.head_size * batch * length * compute_bytes
+
+
+def serving_memory(config: ModelConfig, form: str, batch: int, length: int) -> dict[str, int]:
+    """{"weights", "cache"} in bytes; keys and values are float32 beside float32 weights, bfloat16 beside others."""
+    compute_bytes = 4 if form == "float32" else 2
+    return {"weights": weight_bytes(config, form), "cache": cache_bytes(config, batch, length, compute_bytes)}

@@ -13,13 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from jielong.config import data_root
-from jielong.errors import UsageError, nearest
 from jielong.log import format_count, format_seconds
 from jielong.model.config import ModelConfig
-from jielong.model.presets import PRESETS
 from jielong.plan.cost import estimate_seconds, expected_mfu, flops_per_token, probe_flops
-from jielong.plan.count import count_parameters
+from jielong.plan.hardware import Device
 from jielong.plan.memory import training_memory_bytes
+from jielong.plan.sheet import describe_model
 from jielong.recipe.recipe import Recipe, Stage, stage_sources
 from jielong.runtime import Runtime
 
@@ -31,13 +30,23 @@ DECODE_SLOWNESS = 6.0  # a token sampled in a batch against the same token read 
 NUM_SKILLS = 10
 
 
-def plan_recipe(recipe: Recipe, runtime: Runtime, flops_per_second: float | None = None) -> dict[str, Any]:
+def plan_recipe(
+    recipe: Recipe,
+    runtime: Runtime,
+    flops_per_second: float | None = None,
+    device: Device | None = None,
+    num_devices: int = 1,
+) -> dict[str, Any]:
     """{"stages": {name: {"kind", "tokens", "flops", "memory_bytes", "seconds"}}, "totals", "model", "machine"}.
 
-    flops_per_second: the machine's best matrix rate; None probes this one for two seconds.
-    Unknown amounts (epochs over text not yet downloaded) are None, and the totals leave them out.
+    flops_per_second: the machine's best matrix rate; None probes this one for two seconds. device, num_devices: plan
+    for so many of another machine instead. Unknown amounts (epochs over text not yet downloaded) are None, and the
+    totals leave them out.
     """
-    state = _State(recipe, runtime, flops_per_second or probe_flops(runtime))
+    if device is not None:
+        state = _State(recipe, runtime, device.flops_per_second * num_devices, device.mfu)
+    else:
+        state = _State(recipe, runtime, flops_per_second or probe_flops(runtime))
     stages = {stage.name: _estimate(stage, state) for stage in recipe.stages}
     known = [stage["seconds"] for stage in stages.values() if stage["seconds"] is not None]
     memory = [stage["memory_bytes"] for stage in stages.values() if stage["memory_bytes"]]
@@ -51,53 +60,17 @@ def plan_recipe(recipe: Recipe, runtime: Runtime, flops_per_second: float | None
             "flops": sum(stage["flops"] or 0 for stage in stages.values()),
             "memory_bytes": max(memory, default=0),
         },
-        "machine": {"flops_per_second": state.rate, "probed": flops_per_second is None, "device": str(runtime.device)},
-    }
-
-
-def plan_preset(
-    name: str, runtime: Runtime, *, vocab_size: int, context_tokens: int, tokens: float, flops: float | None = None
-) -> dict[str, Any]:
-    """The same for one preset and a number of tokens. Raises UsageError for an unknown preset."""
-    if name not in PRESETS:
-        guess = nearest(name, PRESETS)
-        hint = f"; did you mean {guess}?" if guess else ""
-        raise UsageError(f"{name}: neither a recipe (.toml) nor a preset{hint} (presets: {', '.join(PRESETS)})")
-    model = model_config(dict(PRESETS[name]), vocab_size, context_tokens)
-    rate = flops or probe_flops(runtime)
-    batch_tokens = max(context_tokens, 8192 // context_tokens * context_tokens)
-    stage = _training(model, round(tokens), batch_tokens, rate * expected_mfu(model, runtime))
-    return {
-        "name": name,
-        "stages": {"pretrain": {"kind": "pretrain", **stage}},
-        "model": describe_model(model),
-        "totals": {
-            "seconds": stage["seconds"],
-            "complete": True,
-            "flops": stage["flops"],
-            "memory_bytes": stage["memory_bytes"],
+        "machine": {
+            "flops_per_second": state.rate,
+            "probed": flops_per_second is None and device is None,
+            "device": str(runtime.device) if device is None else f"{num_devices} x {device.name}",
         },
-        "machine": {"flops_per_second": rate, "probed": flops is None, "device": str(runtime.device)},
     }
 
 
 def model_config(sizes: dict[str, Any], vocab_size: int, context_tokens: int) -> ModelConfig:
     """The decoder of a [STAGE.model] table's sizes."""
     return ModelConfig(vocab_size=vocab_size, max_length=context_tokens, **sizes)
-
-
-def describe_model(model: ModelConfig) -> dict[str, Any]:
-    """Parameters by part, shape, and operations a token."""
-    parts = count_parameters(model)
-    return {
-        "parameters": sum(parts.values()),
-        "parts": parts,
-        "width": model.width,
-        "layers": model.decoder_layers,
-        "vocab_size": model.vocab_size,
-        "context_tokens": model.max_length,
-        "flops_per_token": flops_per_token(model, model.max_length),
-    }
 
 
 def _training(model: ModelConfig, tokens: int, batch_tokens: int, rate: float) -> dict[str, Any]:
@@ -116,6 +89,7 @@ class _State:
     recipe: Recipe
     runtime: Runtime
     rate: float  # FLOP/s of matrix products on this machine
+    mfu: float | None = None  # of it while training; None: as expected on this machine
     corpus_bytes: float | None = None
     vocab_size: int = 263
     model: ModelConfig | None = None
@@ -123,7 +97,7 @@ class _State:
     @property
     def training_rate(self) -> float:
         assert self.model is not None
-        return self.rate * expected_mfu(self.model, self.runtime)
+        return self.rate * (self.mfu or expected_mfu(self.model, self.runtime))
 
 
 def _estimate(stage: Stage, state: _State) -> dict[str, Any]:

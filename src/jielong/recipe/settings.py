@@ -6,7 +6,6 @@ Defaults are habits (AdamW's betas, a 0.2 clip range); what is a choice (sizes, 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin, get_type_hints
 
@@ -16,10 +15,10 @@ from jielong.align.settings import PPOConfig
 from jielong.config import Settings
 from jielong.data.curate import CurateConfig
 from jielong.data.sources import Source
-from jielong.errors import ModelError, UsageError, nearest
+from jielong.errors import ModelError, UsageError
 from jielong.model.config import ModelConfig
 from jielong.model.induction import check_induction
-from jielong.model.presets import PRESETS
+from jielong.recipe.shape import ModelSettings
 
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -137,50 +136,6 @@ class TokenizerSettings(Settings):
 
     vocab_size: Annotated[int, Field(ge=263)]
     max_megabytes: Positive = 100.0  # of text to train on
-
-
-class ModelSettings(Settings):
-    """[STAGE.model]: a preset, explicit sizes, or a preset with some sizes put differently."""
-
-    preset: str | None = None
-    width: Count | None = None
-    decoder_layers: Count | None = None
-    num_heads: Count | None = None
-    num_kv_heads: Count | None = None  # num_heads when left out
-    head_size: Count | None = None  # width / num_heads when left out
-    ffn_width: Count | None = None  # 8/3 of width, rounded up to a multiple of 32, when left out
-    rope_base: Positive | None = None
-    norm_eps: Positive | None = None
-    tie_embeddings: bool | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> ModelSettings:
-        if self.preset is None:
-            missing = [name for name in ("width", "decoder_layers", "num_heads") if self.__dict__[name] is None]
-            if missing:
-                raise ValueError(f"wants a preset ({', '.join(PRESETS)}) or sizes; missing: {', '.join(missing)}")
-        elif self.preset not in PRESETS:
-            guess = nearest(self.preset, PRESETS)
-            hint = f"; did you mean '{guess}'?" if guess else ""
-            raise ValueError(f"preset '{self.preset}' is not known{hint} (legal: {', '.join(PRESETS)})")
-        for name, value in self if self.preset is not None else ():
-            if value is not None and PRESETS[self.preset or ""].get(name) == value:
-                raise ValueError(f"{name} = {value} has no effect: preset '{self.preset}' has it; delete it")
-        if self.preset is None and self.head_size is None and self.width % self.num_heads:  # type: ignore[operator]
-            raise ValueError(f"num_heads = {self.num_heads} does not divide width = {self.width}; or set head_size")
-        return self
-
-    def sizes(self) -> dict[str, Any]:
-        """ModelConfig's fields but for vocab_size and max_length."""
-        given = {name: value for name, value in self if name != "preset" and value is not None}
-        if self.preset is not None:
-            return {**PRESETS[self.preset], **given}
-        derived = {
-            "num_kv_heads": given["num_heads"],
-            "head_size": given["width"] // given["num_heads"],
-            "ffn_width": math.ceil(given["width"] * 8 / 3 / 32) * 32,
-        }
-        return {**derived, **given}
 
 
 class Optimisation(Settings):
