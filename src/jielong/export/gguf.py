@@ -102,14 +102,16 @@ def check_gguf(path: Path, model: Transformer, kind: str) -> int:
     num_tensors = len(found)
     for placed in _tensors(model, gguf_family(model.config), kind):
         if placed.name not in found:
-            raise ModelError(f"{path}: the tensor {placed.name} is missing")
+            raise ModelError(f"{path.name}: the tensor {placed.name} is missing")
         tensor = found.pop(placed.name)
         values = torch.from_numpy(np.array(gguf.dequantize(tensor.data, tensor.tensor_type)))
         off = (values.reshape(placed.values.shape) - placed.values).abs()
         if not bool((off <= _rounding(placed)).all()):
-            raise ModelError(f"{path}: {placed.name} is off by up to {float(off.max()):.3g}, beyond {kind}'s rounding")
+            raise ModelError(
+                f"{path.name}: {placed.name} is off by up to {float(off.max()):.3g}, beyond {kind}'s rounding"
+            )
     if found:
-        raise ModelError(f"{path}: it holds {sorted(found)[0]}, which the model does not have")
+        raise ModelError(f"{path.name}: it holds {sorted(found)[0]}, which the model does not have")
     return num_tensors
 
 

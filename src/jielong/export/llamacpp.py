@@ -41,11 +41,11 @@ def run_llamacpp(path: Path, probe: Probe, num_threads: int) -> Answer:
     try:
         done = subprocess.run(command, input=json.dumps(request).encode(), capture_output=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
-        raise ModelError(f"{path}: llama.cpp gave no answer in {SECONDS} seconds") from None
+        raise ModelError(f"{path.name}: llama.cpp gave no answer in {SECONDS} seconds") from None
     if done.returncode:
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
         found = [line for line in lines if "error" in line.lower()] or lines or [f"exit code {done.returncode}"]
-        raise ModelError(f"{path}: llama.cpp does not load it: {found[0].strip()}")
+        raise ModelError(f"{path.name}: llama.cpp does not take it: {found[0].strip()}")
     answer = json.loads(done.stdout)
     return Answer(answer["tokens"], answer["logprobs"], answer["ids"], answer["chat"])
 
@@ -83,7 +83,7 @@ def _serve(path: str, request: dict[str, Any]) -> dict[str, Any]:
             return_tokens=True, n_probs=1, cache_prompt=False,
         )  # fmt: skip
         answer["tokens"].append(made["tokens"])
-        logprobs = [each["logprob"] for each in made["completion_probabilities"]]
+        logprobs = [each["logprob"] for each in made.get("completion_probabilities", [])]
         # It leaves out tokens that end inside a character, and does not say which.
         answer["logprobs"].append(logprobs if len(logprobs) == len(made["tokens"]) else [])
     for text in request["texts"]:

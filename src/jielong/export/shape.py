@@ -66,4 +66,9 @@ def gguf_family(config: ModelConfig) -> str:
     """
     family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
     check_shape(config, FAMILIES[family], f"llama.cpp's {family}")
+    if family == "qwen2" and config.num_heads * config.head_size != config.width:
+        raise ModelError(
+            f"head_size is {config.head_size}; llama.cpp's qwen2 knows only width / num_heads, "
+            f"{config.width / config.num_heads:g}"
+        )
     return family

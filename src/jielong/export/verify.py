@@ -16,6 +16,7 @@ import torch
 from jielong.errors import ModelError
 from jielong.generate.engine import Engine
 from jielong.tokenizer.chat import Message, render
+from jielong.tokenizer.tokenizer import Tokenizer
 
 NUM_TOKENS = 32
 PROMPTS = (
@@ -91,26 +92,21 @@ def compare(engine: Engine, probe: Probe, answer: Answer, slack: float, stop_ids
 
     slack: in nats. Raises ModelError naming the first text, prompt or token that differs by more.
     """
-    tokenizer = engine.tokenizer
-    for text, ids in zip(probe.texts, answer.ids, strict=True):
-        if ids != tokenizer.encode(text):
-            raise ModelError(f"verification failed: {text!r} became the tokens {ids}, here {tokenizer.encode(text)}")
-    if probe.conversation is not None:
-        expected = render(probe.conversation, tokenizer, reply=True)[0]
-        if answer.chat != expected:
-            raise ModelError(f"verification failed: a conversation became the tokens {answer.chat}, here {expected}")
+    _compare_ids(engine.tokenizer, probe, answer)
     made = engine.generate(probe.prompts, max_new_tokens=probe.num_tokens, temperature=0.0, stop_ids=stop_ids)
-    num_tokens = num_equal = num_ties = 0
-    worst = 0.0
+    num_tokens = num_equal = num_parted = 0
+    worst = widest = 0.0
     for index, ours in enumerate(made):
         theirs = answer.tokens[index]
         same = num_same(ours.tokens, theirs)
         num_tokens, num_equal = num_tokens + len(ours.tokens), num_equal + same
         pairs = zip(ours.logprobs[:same], answer.logprobs[index][:same], strict=False)
         worst = max([worst, *(abs(one - two) for one, two in pairs)])
-        if same < max(len(ours.tokens), len(theirs)):
+        # llama.cpp also ends at tokens that it knows by name from other models' chat formats
+        ended = same == len(theirs) > 0 and not engine.tokenizer.decode_bytes(theirs[-1:])
+        if same < max(len(ours.tokens), len(theirs)) and not ended:
             gap = _gap(engine, [*probe.prompts[index], *ours.tokens[:same]], ours.tokens, theirs, same)
-            num_ties += 1
+            num_parted, widest = num_parted + 1, max(widest, gap)
             if gap > slack:
                 mine, other = ours.tokens[same : same + 1], theirs[same : same + 1]
                 raise ModelError(
@@ -119,9 +115,23 @@ def compare(engine: Engine, probe: Probe, answer: Answer, slack: float, stop_ids
                 )
     if worst > slack:
         raise ModelError(f"verification failed: log-probabilities differ by {worst:.3g} nats (allowed: {slack:g})")
-    figures = {"prompts": len(made), "tokens": num_tokens, "equal_tokens": num_equal, "ties": num_ties}
-    measured = {"max_logprob_difference_nats": worst} if any(answer.logprobs) else {}
-    return {**figures, **measured, "texts": len(probe.texts), "chat": probe.conversation is not None}
+    figures: dict[str, Any] = {"prompts": len(made), "tokens": num_tokens, "equal_tokens": num_equal}
+    if num_parted:
+        figures |= {"replies_parted": num_parted, "max_gap_nats": widest}
+    if any(answer.logprobs):
+        figures["max_logprob_difference_nats"] = worst
+    return {**figures, "texts": len(probe.texts), "chat": probe.conversation is not None}
+
+
+def _compare_ids(tokenizer: Tokenizer, probe: Probe, answer: Answer) -> None:
+    """Raises ModelError naming the first text or conversation whose ids are not ours."""
+    for text, ids in zip(probe.texts, answer.ids, strict=True):
+        if ids != tokenizer.encode(text):
+            raise ModelError(f"verification failed: {text!r} became the tokens {ids}, here {tokenizer.encode(text)}")
+    if probe.conversation is not None:
+        expected = render(probe.conversation, tokenizer, reply=True)[0]
+        if answer.chat != expected:
+            raise ModelError(f"verification failed: a conversation became the tokens {answer.chat}, here {expected}")
 
 
 def in_words(figures: dict[str, Any]) -> str:
@@ -130,9 +140,11 @@ def in_words(figures: dict[str, Any]) -> str:
     if tokens == equal:
         words = f"{figures['prompts']} prompts, {tokens} tokens, all equal to the engine's"
     else:
+        number, gap = figures["replies_parted"], figures["max_gap_nats"]
         words = (
-            f"{figures['prompts']} prompts, {equal} of {tokens} tokens equal to the engine's, up to {figures['ties']} "
-            "places where another token was all but as likely"
+            f"{figures['prompts']} prompts, {equal} of {tokens} tokens equal to the engine's ({number} "
+            f"{'reply parts' if number == 1 else 'replies part'} where its own token is likelier by {gap:.1g} nats"
+            f"{'' if number == 1 else ' at most'})"
         )
     if "max_logprob_difference_nats" in figures:
         words += f", log-probabilities within {figures['max_logprob_difference_nats']:.1g} nats"
