@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from jielong import __version__
+from jielong.cli import exporting
 from jielong.config import wants_traceback
 from jielong.errors import JielongError, UsageError
 from jielong.launch import relaunch_with_allocator
@@ -287,6 +288,9 @@ def evaluate(
         print(json.dumps(record, ensure_ascii=False))
     else:
         print_table(table, console())
+
+
+app.command(epilog=exporting.EXAMPLES)(exporting.export)
 
 
 def main() -> None:

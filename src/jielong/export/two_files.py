@@ -1,0 +1,67 @@
+"""Two files that need only Python and numpy: run.py, which is `export/run.py` as it is, and its model.safetensors.
+
+Config, tokenizer and chat format travel in the header of the weights, so that the two files are all there is.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from jielong.errors import ModelError
+from jielong.export import run
+from jielong.export.shape import NUMPY, check_shape
+from jielong.export.vocabulary import Vocabulary
+from jielong.model.transformer import Transformer
+from jielong.tensors import write_tensors
+
+WEIGHTS, PROGRAM = "model.safetensors", "run.py"
+# What run.py asks the config for.
+CONFIG_KEYS = (
+    "max_length", "decoder_layers", "num_heads", "num_kv_heads", "head_size", "positions", "rope_base", "norm",
+    "norm_eps", "activation", "qk_norm",
+)  # fmt: skip
+TOKENIZER_KEYS = ("split", "ignore_merges", "normalise", "bos_id", "stop_ids")
+
+
+def write_two_files(folder: Path, model: Transformer, vocabulary: Vocabulary, dtype: torch.dtype) -> None:
+    """Write model.safetensors, its numbers as `dtype`, and run.py. Raises ModelError for a shape that run.py lacks."""
+    check_shape(model.config, NUMPY, "run.py")
+    if model.config.rope_scaling is not None:
+        raise ModelError("rope_scaling is set; run.py knows only rotary positions that are not stretched")
+    tensors = {name: parameter.detach().to(dtype).cpu() for name, parameter in model.named_parameters()}
+    notes = {
+        "format": run.FORMAT,
+        "config": {key: model.config.__dict__[key] for key in CONFIG_KEYS},
+        "shapes": {name: list(tensor.shape) for name, tensor in tensors.items()},
+        "tokenizer": {
+            "tokens": [token.decode("latin-1") for token in vocabulary.tokens],
+            "merges": vocabulary.merged_ids,
+            **{key: vocabulary.__dict__[key] for key in TOKENIZER_KEYS},
+        },
+        "joints": asdict(vocabulary.joints) if vocabulary.joints else None,
+    }
+    text = json.dumps(notes, ensure_ascii=False, separators=(",", ":"))
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt", "jielong": text})
+    program = Path(run.__file__).read_text(encoding="utf-8")
+    (folder / PROGRAM).write_text(program, encoding="utf-8")
+
+
+def load_program(folder: Path) -> ModuleType:
+    """The exported run.py as a module, so that what is checked is what was written."""
+    path = folder / PROGRAM
+    spec = importlib.util.spec_from_file_location("jielong_exported_run", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # two files, not three
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = writes
+    return module
