@@ -14,6 +14,7 @@ from jielong.config import Settings, plain, to_toml
 from jielong.recipe import STAGE_SETTINGS, parse_recipe
 from jielong.recipe.settings import (
     DataSettings,
+    LoraSettings,
     Optimisation,
     RunSettings,
     SourceSettings,
@@ -39,6 +40,7 @@ TABLES: dict[str, type[Settings]] = {
     "[data.sources.NAME]": SourceSettings,
     "Training": Optimisation,
     "[STAGE.model]": ModelSettings,
+    "[STAGE.lora]": LoraSettings,
     **{f"[{kind}]": settings for kind, settings in STAGE_SETTINGS.items()},
 }
 # Defaults that words say better than a value does.

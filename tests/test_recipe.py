@@ -15,7 +15,7 @@ from jielong.model.presets import PRESETS, is_decoder, preset_config
 from jielong.recipe import STAGE_SETTINGS, parse_recipe, write_toml
 from jielong.recipe.costing import bytes_per_token, plan_recipe
 from jielong.recipe.crosscheck import NEEDS
-from jielong.recipe.settings import PpoSettings
+from jielong.recipe.preferences import PpoSettings
 from jielong.recipe.shape import NOT_KEYS, ModelSettings
 from jielong.runtime import detect
 

@@ -16,6 +16,7 @@ from jielong.data.batch import Batch
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime
 from jielong.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from jielong.train.lora import LoraConfig
 from jielong.train.objectives import next_token
 
 MakeLearner = Callable[..., Learner]
@@ -164,6 +165,28 @@ def test_build_learner_from_a_policy_and_a_reward_model(
     for _ in optimise(learner, prompts, CONFIG, runtime):
         pass
     assert not any(weight.requires_grad for weight in reward.model.parameters())
+
+
+def test_26_with_lora_the_reference_is_the_policy_without_its_adapter(
+    make_model: Callable[..., Transformer], make_learner: MakeLearner, prompts: list[list[int]], runtime: Runtime
+) -> None:
+    policy, reward = make_model(seed=1, scale=8.0), RewardModel(make_model("scalar", seed=2), gain=2.0)
+    before, score = weights_hash(policy), weights_hash(reward.model)
+    tokenizer, lora = make_learner(CONFIG).actors.tokenizer, LoraConfig(4, 8.0, ("q", "v", "up", "down"))
+    learner = build_learner(policy, reward, tokenizer, CONFIG, lora, torch.Generator().manual_seed(0))
+    actors = learner.actors
+    assert learner.frozen_hashes["reference"] == before and weights_hash(actors.critic) != score
+    for model, base in ((actors.policy, actors.reference), (actors.critic, reward.model)):
+        own = {weight.data_ptr() for weight in base.parameters()}
+        shared = sum(weight.data_ptr() in own for weight in model.parameters())
+        assert shared >= len(own) - 1, "one trunk in memory; a critic has a head of its own"
+    rollout, figures, _ = collect(actors, prompts, CONFIG, 0.05, 3, runtime)
+    assert torch.equal(rollout.logprobs, rollout.ref_logprobs) and figures["kl_nats_per_reply"] == 0.0
+    for _ in optimise(learner, prompts, CONFIG, runtime):
+        pass  # the last iteration ends with a check that reference and reward model are what they were
+    rollout, figures, _ = collect(actors, prompts, CONFIG, 0.05, 3, runtime)
+    assert float((rollout.logprobs - rollout.ref_logprobs).abs().max()) > 0.01
+    assert set(learner.models) == {"policy", "critic"} and learner.models["policy"] is learner.adapters["policy"]
 
 
 def test_the_policy_learns_to_please(make_learner: MakeLearner, prompts: list[list[int]], runtime: Runtime) -> None:

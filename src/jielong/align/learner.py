@@ -14,6 +14,7 @@ from jielong.align.settings import PPOConfig
 from jielong.errors import CheckpointError, TrainingError
 from jielong.model.transformer import Transformer
 from jielong.tokenizer.tokenizer import Tokenizer
+from jielong.train.lora import Adapter, LoraConfig, attach, shared_copy, without_adapter
 from jielong.train.optim import OptimizerConfig, build_optimizer
 
 
@@ -26,11 +27,12 @@ class Learner:
     critic_optimizer: torch.optim.Optimizer
     kl: KLController
     frozen_hashes: dict[str, str]  # of the models that must not change: "reference", "reward"
+    adapters: dict[str, Adapter]  # of policy and critic, where only those learn
 
     @property
     def models(self) -> dict[str, torch.nn.Module]:
         """What a checkpoint holds, by name."""
-        return {"policy": self.actors.policy, "critic": self.actors.critic}
+        return {"policy": self.actors.policy, "critic": self.actors.critic, **self.adapters}
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -38,27 +40,46 @@ class Learner:
         return {"policy": self.policy_optimizer, "critic": self.critic_optimizer}
 
 
-def build_learner(policy: Transformer, reward: RewardModel, tokenizer: Tokenizer, config: PPOConfig) -> Learner:
+def build_learner(
+    policy: Transformer,
+    reward: RewardModel,
+    tokenizer: Tokenizer,
+    config: PPOConfig,
+    lora: LoraConfig | None = None,
+    generator: torch.Generator | None = None,
+) -> Learner:
     """A learner from the SFT model and its reward model.
 
     The policy is trained in place; the reference is a frozen copy of it as it is now, the critic starts as the reward
     model. To go on from a checkpoint, build from the same two model folders, load the weights, then `restore`.
+    lora: train adapters of policy and critic (drawn with `generator`) instead. The reference is then the policy
+    without its adapter, and reference and reward model share their weights with the two: two models in memory, not
+    four.
     """
-    reference = copy.deepcopy(policy).eval().requires_grad_(False)
     reward.model.eval().requires_grad_(False)
-    actors = Actors(policy, reward.critic(), reference, reward, tokenizer)
+    if lora is None:
+        critic, adapters = reward.critic(), {}
+        reference = copy.deepcopy(policy).eval().requires_grad_(False)
+    else:
+        assert generator is not None
+        critic = shared_copy(reward.model)
+        critic.score.weight = torch.nn.Parameter(reward.gain * reward.model.score.weight)
+        adapters = {"policy": attach(policy, lora, generator), "critic": attach(critic, lora, generator)}
+        reference = without_adapter(policy)
     hashes = {"reference": weights_hash(reference), "reward": weights_hash(reward.model)}
-    return assemble(actors, config, hashes)
+    return assemble(Actors(policy, critic, reference, reward, tokenizer), config, hashes, adapters)
 
 
-def assemble(actors: Actors, config: PPOConfig, frozen_hashes: dict[str, str]) -> Learner:
+def assemble(
+    actors: Actors, config: PPOConfig, frozen_hashes: dict[str, str], adapters: dict[str, Adapter] | None = None
+) -> Learner:
     """A learner of given actors. Adam's epsilon is 1e-5: the usual 1e-8 makes the first steps too large."""
     optimizers = [
         build_optimizer(model, OptimizerConfig(rate, weight_decay=0.0, beta2=0.999, eps=1e-5))
         for model, rate in ((actors.policy, config.learning_rate), (actors.critic, config.critic_learning_rate))
     ]
     controller = build_controller(config.kl_coefficient, config.target_kl, config.kl_horizon_episodes)
-    return Learner(actors, optimizers[0], optimizers[1], controller, frozen_hashes)
+    return Learner(actors, optimizers[0], optimizers[1], controller, frozen_hashes, adapters or {})
 
 
 def checkpoint_state(learner: Learner, iteration: int) -> dict[str, object]:

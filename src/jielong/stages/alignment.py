@@ -20,6 +20,7 @@ from jielong.model.transformer import Transformer
 from jielong.runtime import derive_seed
 from jielong.stages.context import Context, write_json
 from jielong.stages.instruction import conversations
+from jielong.stages.training import settle
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
 from jielong.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -38,11 +39,14 @@ def run_ppo(context: Context) -> dict[str, Any]:
     training, heldout = _prompts(context)
     ids = [render(prompt["messages"], tokenizer, reply=True)[0] for prompt in training]
     ids, num_too_long = fitting_prompts(ids, policy.config.max_length, settings.max_new_tokens)
-    learner = build_learner(policy, reward, tokenizer, settings.optimisation())
+    lora = settings.lora.config() if settings.lora is not None else None
+    generator = context.runtime.generator(context.name, "lora")
+    learner = build_learner(policy, reward, tokenizer, settings.optimisation(), lora, generator)
     _train(context, learner, ids, heldout)
     policy.eval()
+    figures: dict[str, Any] = dict(settle(context, policy, learner.adapters.get("policy"), parent))
     save(policy, tokenizer, context.folder / "model", context.provenance(settings.num_iterations, parent))
-    figures = _compare(context, start_model, policy, reward, tokenizer, heldout)
+    figures |= _compare(context, start_model, policy, reward, tokenizer, heldout)
     figures |= _alignment_tax(context, start_model, policy, tokenizer)
     return {**figures, "episodes": settings.num_iterations * settings.rollout_rows, "prompts_too_long": num_too_long}
 

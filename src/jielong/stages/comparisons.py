@@ -29,7 +29,7 @@ from jielong.generate.engine import Engine
 from jielong.model.transformer import Transformer
 from jielong.runtime import derive_seed
 from jielong.stages.context import Context, read_json, read_jsonl, write_json, write_jsonl
-from jielong.stages.training import train
+from jielong.stages.training import adapt, settle, train
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
 
@@ -64,14 +64,16 @@ def run_reward(context: Context) -> dict[str, Any]:
         agreement = measure_agreement(model, held.items, tokenizer.pad_id)
         return {"heldout_accuracy": agreement.accuracy, "heldout_loss_nats": agreement.loss_nats}
 
-    totals = train(context, model, bradley_terry, batches, settings.steps(steps_per_epoch), evaluate)
+    adapter = adapt(context, model)
+    totals = train(context, model, bradley_terry, batches, settings.steps(steps_per_epoch), evaluate, adapter)
+    adapted = settle(context, model, adapter, parent)
     reward = RewardModel(model.eval())
     rows = reference_rows(context, policy, tokenizer, sampled, training)
     reward.normalise(_reply_batches(rows, tokenizer.pad_id))
     reward.save(tokenizer, context.folder / "model", context.provenance(totals.steps, parent))
     agreement = measure_agreement(model, held.items, tokenizer.pad_id)
     counts = {"reference_replies": len(rows), "left_out": len(left_out)}
-    return {**_figures(agreement, encoded, held), **labelling, **counts}
+    return {**_figures(agreement, encoded, held), **labelling, **counts, **adapted}
 
 
 def _figures(agreement: Agreement, encoded: Encoded, held: Encoded) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from jielong.model.transformer import Transformer
 from jielong.stages.context import Context, write_json
 from jielong.stages.corpus import askable, evaluation_questions
 from jielong.stages.evaluation import check_prompts
-from jielong.stages.training import train
+from jielong.stages.training import adapt, settle, train
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
 from jielong.train.objectives import next_token
@@ -44,7 +44,9 @@ def run_sft(context: Context) -> dict[str, Any]:
         return {"heldout_loss_nats": nats / num_tokens}
 
     before = evaluate(0)["heldout_loss_nats"]
-    totals = train(context, model, next_token, loader.batches, settings.steps(loader.num_steps_per_epoch), evaluate)
+    adapter, num_steps = adapt(context, model), settings.steps(loader.num_steps_per_epoch)
+    totals = train(context, model, next_token, loader.batches, num_steps, evaluate, adapter)
+    adapted = settle(context, model, adapter, parent)
     save(model, tokenizer, context.folder / "model", context.provenance(totals.steps, parent))
     table = skill_table(context, model, tokenizer, NUM_QUESTIONS)
     ended, replies = end_of_turn_rate(context, model, tokenizer, heldout_set)
@@ -61,6 +63,7 @@ def run_sft(context: Context) -> dict[str, Any]:
         "scored_tokens": int(rows.mask.sum()),
         "tokens_per_second": totals.tokens_per_second,
         "steps": totals.steps,
+        **adapted,
     }
 
 
