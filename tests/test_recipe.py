@@ -334,11 +334,16 @@ def test_curation_of_the_world_alone_divides_nothing(tmp_path: Path) -> None:
     assert "heldout = tail has no effect" in refusal(tmp_path, *tail, text=text)
 
 
-def test_pretraining_loss_in_ppo_wants_pretraining(tmp_path: Path) -> None:
+def test_text_beside_ppo_wants_a_stage_that_has_it(tmp_path: Path) -> None:
     text = without("pretrain").replace("[sft]\n", '[sft]\nmodel = "some/folder"\n')
     assert parse_recipe(write(tmp_path, text)).stages
-    assert "there is no pretrain stage before it" in refusal(tmp_path, "ppo.pretraining_coefficient=0.5", text=text)
-    assert parse_recipe(write(tmp_path), ["ppo.pretraining_coefficient=0.5"]).stages
+    said = refusal(tmp_path, "ppo.ptx_coefficient=0.5", text=text)
+    assert "ptx_source = 'pretrain' wants the rows of such a stage" in said
+    assert parse_recipe(write(tmp_path, text), ["ppo.ptx_coefficient=0.5", "ppo.ptx_source=sft"]).stages
+    assert parse_recipe(write(tmp_path), ["ppo.ptx_coefficient=0.5", "ppo.ptx_rows=4"]).stages
+    for setting in ("ppo.ptx_source=sft", "ppo.ptx_rows=4"):
+        assert "has no effect with ptx_coefficient = 0" in refusal(tmp_path, setting)
+    assert "did you mean 'sft'" in refusal(tmp_path, "ppo.ptx_coefficient=1.0", "ppo.ptx_source=sfd")
 
 
 def test_off_is_written_false_and_reads_back(tmp_path: Path) -> None:

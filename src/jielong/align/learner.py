@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,11 +28,13 @@ class Learner:
     kl: KLController
     frozen_hashes: dict[str, str]  # of the models that must not change: "reference", "reward"
     adapters: dict[str, Adapter]  # of policy and critic, where only those learn
+    average: torch.nn.Module | None  # moving average of the policy's weights, or of its adapter's
 
     @property
     def models(self) -> dict[str, torch.nn.Module]:
         """What a checkpoint holds, by name."""
-        return {"policy": self.actors.policy, "critic": self.actors.critic, **self.adapters}
+        found = {"policy": self.actors.policy, "critic": self.actors.critic, **self.adapters}
+        return found if self.average is None else {**found, "average": self.average}
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -79,7 +81,30 @@ def assemble(
         for model, rate in ((actors.policy, config.learning_rate), (actors.critic, config.critic_learning_rate))
     ]
     controller = build_controller(config.kl_coefficient, config.target_kl, config.kl_horizon_episodes)
-    return Learner(actors, optimizers[0], optimizers[1], controller, frozen_hashes, adapters or {})
+    learner = Learner(actors, optimizers[0], optimizers[1], controller, frozen_hashes, adapters or {}, None)
+    if config.ema_decay is None:
+        return learner
+    return replace(learner, average=copy.deepcopy(learner.models["policy"]).requires_grad_(False))
+
+
+@torch.no_grad()
+def move_average(learner: Learner, config: PPOConfig) -> None:
+    """After a step of the policy: average <- decay * average + (1 - decay) * policy. Nothing without an average.
+
+    Source: Ouyang et al. 2022, arXiv:2203.02155, appendix C.4.
+    """
+    if learner.average is None or config.ema_decay is None:
+        return
+    for kept, now in zip(learner.average.parameters(), learner.models["policy"].parameters(), strict=True):
+        kept.lerp_(now, 1 - config.ema_decay)
+
+
+@torch.no_grad()
+def take_average(learner: Learner) -> None:
+    """Make the average the policy. Nothing without an average."""
+    if learner.average is not None:
+        for now, kept in zip(learner.models["policy"].parameters(), learner.average.parameters(), strict=True):
+            now.copy_(kept)
 
 
 def checkpoint_state(learner: Learner, iteration: int) -> dict[str, object]:

@@ -40,7 +40,9 @@ class PPOConfig:
     final_fraction: float = 0.1  # of the rates, at the last iteration
     critic_warmup_iterations: int = 0  # first iterations, in which only the critic learns
     gradient_clip: float = 1.0
-    pretraining_coefficient: float = 0.0  # PPO-ptx: weight of the mean next-token loss on pre-training rows
+    ptx_coefficient: float = 0.0  # PPO-ptx: weight of the mean next-token loss on rows of other text
+    ema_decay: float | None = None  # of a moving average of the policy's weights, a step; None: no average
+    kl_limit: float | None = None  # nats a reply; the first rollout above it is the last; None: off
 
     def __post_init__(self) -> None:
         counts = (
@@ -55,13 +57,25 @@ class PPOConfig:
             _require(self, name, "1 or more", self.__dict__[name] >= 1)
         for name in ("temperature", "clip", "value_clip", "learning_rate", "critic_learning_rate", "gradient_clip"):
             _require(self, name, "above 0", self.__dict__[name] > 0)
-        for name in ("kl_coefficient", "pretraining_coefficient", "warmup_iterations", "critic_warmup_iterations"):
+        for name in ("kl_coefficient", "ptx_coefficient", "warmup_iterations", "critic_warmup_iterations"):
             _require(self, name, "0 or more", self.__dict__[name] >= 0)
         for name in ("discount", "smoothing", "final_fraction"):
             _require(self, name, "between 0 and 1", 0 <= self.__dict__[name] <= 1)
-        for name, off in (("target_kl", "left out"), ("inner_kl_limit", "off (None, in a recipe false)")):
+        _require(
+            self, "ema_decay", "above 0 and below 1, or left out", self.ema_decay is None or 0 < self.ema_decay < 1
+        )
+        for name, off in (
+            ("target_kl", "left out"),
+            ("kl_limit", "left out"),
+            ("inner_kl_limit", "off (None, in a recipe false)"),
+        ):
             value = self.__dict__[name]
             _require(self, name, f"above 0, or {off}", value is None or value > 0)
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Most optimizer steps of the policy in one iteration."""
+        return self.inner_epochs * -(-self.rollout_rows // self.minibatch_rows)
 
     @property
     def micro_rows(self) -> int:

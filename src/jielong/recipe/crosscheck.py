@@ -53,10 +53,11 @@ def _check_order(stage: Stage, before: tuple[Stage, ...], after: tuple[Stage, ..
                 "delete model or the pretrain stage"
             )
         needs = ()
-    if stage.kind == "ppo" and stage.settings.pretraining_coefficient > 0 and "pretrain" not in earlier:
+    if stage.kind == "ppo" and stage.settings.ptx_coefficient > 0 and stage.settings.ptx_source not in earlier:
+        source = stage.settings.ptx_source
         raise RecipeError(
-            f"{here}: pretraining_coefficient = {stage.settings.pretraining_coefficient} wants pre-training rows, and "
-            "there is no pretrain stage before it; delete it or add [pretrain]"
+            f"{here}: ptx_coefficient = {stage.settings.ptx_coefficient} with ptx_source = '{source}' wants the rows "
+            f"of such a stage, and there is none before it; delete it, add [{source}], or choose another ptx_source"
         )
     if stage.kind == "evaluate" and "sft" in earlier:
         needs = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -61,7 +61,11 @@ class PpoSettings(Settings):
     final_fraction: float = 0.1
     critic_warmup_iterations: int = 0
     gradient_clip: float = 1.0
-    pretraining_coefficient: float = 0.0
+    ptx_coefficient: float = 0.0
+    ptx_source: Literal["pretrain", "sft"] = "pretrain"  # rows of the corpus, or conversations of the sft stage
+    ptx_rows: Count | None = None  # a step; minibatch_rows when left out
+    ema_decay: float | None = None
+    kl_limit: float | None = None
     lora: LoraSettings | None = None  # of policy and critic; reference and reward model then share their weights
     num_prompts: Count | None = None  # to draw episodes from
     watch_every: Count = 10  # iterations between points of the gold curve
@@ -74,6 +78,9 @@ class PpoSettings(Settings):
         translated(self.optimisation)
         if self.rollout_rows % self.minibatch_rows:
             raise ValueError(f"minibatch_rows = {self.minibatch_rows} must divide rollout_rows = {self.rollout_rows}")
+        for name in ("ptx_source", "ptx_rows"):
+            if self.ptx_coefficient == 0 and self.__dict__[name] != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect with ptx_coefficient = 0; delete it or set that")
         default = type(self).model_fields["kl_horizon_episodes"].default
         if self.target_kl is None and self.kl_horizon_episodes != default:
             raise ValueError("kl_horizon_episodes has no effect without target_kl; delete it or set target_kl")

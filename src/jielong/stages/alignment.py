@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from jielong.align.learner import Learner, build_learner, checkpoint_state, restore
+from jielong.align.learner import Learner, build_learner, checkpoint_state, restore, take_average
 from jielong.align.ppo import optimise
 from jielong.align.reward import RewardModel, pad_rows
 from jielong.align.rollout import fitting_prompts, lay_out
@@ -19,7 +20,7 @@ from jielong.generate.engine import Completion, Engine
 from jielong.model.transformer import Transformer
 from jielong.runtime import derive_seed
 from jielong.stages.context import Context, write_json
-from jielong.stages.instruction import conversations
+from jielong.stages.instruction import conversation_rows, conversations
 from jielong.stages.training import settle
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
@@ -42,13 +43,15 @@ def run_ppo(context: Context) -> dict[str, Any]:
     lora = settings.lora.config() if settings.lora is not None else None
     generator = context.runtime.generator(context.name, "lora")
     learner = build_learner(policy, reward, tokenizer, settings.optimisation(), lora, generator)
-    _train(context, learner, ids, heldout)
+    num_iterations = _train(context, learner, ids, heldout)
     policy.eval()
+    unaveraged = _unaveraged(context, learner, start_model, heldout)
     figures: dict[str, Any] = dict(settle(context, policy, learner.adapters.get("policy"), parent))
-    save(policy, tokenizer, context.folder / "model", context.provenance(settings.num_iterations, parent))
+    save(policy, tokenizer, context.folder / "model", context.provenance(num_iterations, parent))
     figures |= _compare(context, start_model, policy, reward, tokenizer, heldout)
     figures |= _alignment_tax(context, start_model, policy, tokenizer)
-    return {**figures, "episodes": settings.num_iterations * settings.rollout_rows, "prompts_too_long": num_too_long}
+    episodes = num_iterations * settings.rollout_rows
+    return {**figures, **unaveraged, "episodes": episodes, "prompts_too_long": num_too_long}
 
 
 def _prompts(context: Context) -> tuple[list[Prompt], list[Prompt]]:
@@ -63,8 +66,8 @@ def _prompts(context: Context) -> tuple[list[Prompt], list[Prompt]]:
     return prompts[0][:num], prompts[1][: settings.judged_prompts]
 
 
-def _train(context: Context, learner: Learner, ids: list[list[int]], heldout: list[Prompt]) -> None:
-    """All iterations that are left, with a checkpoint now and then."""
+def _train(context: Context, learner: Learner, ids: list[list[int]], heldout: list[Prompt]) -> int:
+    """All iterations that are left, with a checkpoint now and then. Returns how many are done in the end."""
     settings = context.settings
     runtime = replace(context.runtime, seed=context.seed)
     start = 0
@@ -76,10 +79,12 @@ def _train(context: Context, learner: Learner, ids: list[list[int]], heldout: li
     metrics = context.metrics
     metrics.truncate(start)
     context.progress.start(context.name, settings.num_iterations)
-    pretraining = _pretraining_batches(context) if settings.pretraining_coefficient > 0 else None
+    text = None
+    if settings.ptx_coefficient > 0:
+        text = _text_batches(context, learner.actors.tokenizer, learner.actors.policy.config.max_length)
     gold = Gold() if context.has_world else None
-    for stats in optimise(learner, ids, settings.optimisation(), runtime, start=start, pretraining=pretraining):
-        iteration, last = stats.iteration, stats.iteration == settings.num_iterations
+    for stats in optimise(learner, ids, settings.optimisation(), runtime, start=start, text=text):
+        iteration, last = stats.iteration, stats.stopped or stats.iteration == settings.num_iterations
         shown = dict(stats.figures)
         if gold is not None and (iteration % settings.watch_every == 0 or iteration == 1 or last):
             watched = heldout[:NUM_WATCHED]
@@ -93,17 +98,32 @@ def _train(context: Context, learner: Learner, ids: list[list[int]], heldout: li
         if not last and iteration % settings.checkpoint_every == 0:
             state = checkpoint_state(learner, iteration)
             save_checkpoint(context.checkpoints, iteration, learner.models, learner.optimizers, state)
+        start = iteration
+    return start
 
 
-def _pretraining_batches(context: Context) -> Any:
-    """iteration -> rows of the pre-training corpus, for PPO-ptx."""
-    rows = Rows.load(context.folder_of("pretrain") / "rows.safetensors")
-    loader = RowLoader(rows, min(context.settings.minibatch_rows, len(rows)), context.seed)
+def _unaveraged(context: Context, learner: Learner, before: Transformer, prompts: list[Prompt]) -> dict[str, Any]:
+    """With ema_decay: judge the policy as it is, then put the average in its place. Returns figures of the first."""
+    if learner.average is None:
+        return {}
+    actors = learner.actors
+    assert isinstance(actors.reward, RewardModel)
+    figures = _compare(context, before, actors.policy, actors.reward, actors.tokenizer, prompts)
+    take_average(learner)
+    names = ("gold_win_rate", "gold_win_rate_ci95", "proxy_reward_after", "kl_nats_per_reply")
+    return {f"{name}_unaveraged": figures[name] for name in names if name in figures}
 
-    def batch(iteration: int) -> Batch:
-        return loader.batches(iteration)[0]
 
-    return batch
+def _text_batches(context: Context, tokenizer: Tokenizer, max_length: int) -> Callable[[int], Batch]:
+    """Step of the policy -> rows for PPO-ptx, of the pre-training corpus or of the conversations of the sft stage."""
+    settings = context.settings
+    if settings.ptx_source == "pretrain":
+        rows = Rows.load(context.folder_of("pretrain") / "rows.safetensors")
+    else:
+        sft = context.sibling("sft")
+        rows = conversation_rows(conversations(sft, [])[0], tokenizer, max_length, sft.settings.packed)
+    loader = RowLoader(rows, min(settings.ptx_rows or settings.minibatch_rows, len(rows)), context.seed)
+    return lambda step: loader.batches(step)[0]
 
 
 def _replies(

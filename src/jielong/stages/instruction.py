@@ -34,8 +34,8 @@ def run_sft(context: Context) -> dict[str, Any]:
     check_prompts(context.recipe.evaluation_prompts, tokenizer, model.config.max_length)
     left_out: list[str] = []
     train_set, heldout_set = conversations(context, left_out)
-    rows = _rows(train_set, tokenizer, model.config.max_length, settings.packed)
-    heldout = _rows(heldout_set, tokenizer, model.config.max_length, packed=True)
+    rows = conversation_rows(train_set, tokenizer, model.config.max_length, settings.packed)
+    heldout = conversation_rows(heldout_set, tokenizer, model.config.max_length, packed=True)
     loader = RowLoader(rows, settings.batch_rows, context.seed, settings.accumulate)
     base_table = skill_table(context, model, tokenizer, NUM_QUESTIONS)
 
@@ -86,7 +86,8 @@ def conversations(context: Context, left_out: list[str]) -> tuple[list[Conversat
     return train_set, heldout
 
 
-def _rows(records: list[Conversation], tokenizer: Tokenizer, row_tokens: int, packed: bool) -> Rows:
+def conversation_rows(records: list[Conversation], tokenizer: Tokenizer, row_tokens: int, packed: bool) -> Rows:
+    """Rows of conversations, scored at what the assistant says."""
     return pack_examples((render(record["messages"], tokenizer) for record in records), row_tokens, packed=packed)
 
 
