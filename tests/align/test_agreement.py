@@ -10,7 +10,7 @@ from jielong.align.agreement import (
     measure_agreement,
     rate_ci95,
 )
-from jielong.align.reward import Candidates
+from jielong.align.comparisons import Candidates
 from jielong.errors import DataError
 from jielong.intervals import wilson_ci95
 

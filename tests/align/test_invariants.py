@@ -13,18 +13,20 @@ import pytest
 import torch
 
 from jielong.align.agreement import length_baseline, measure_agreement, position_baseline
-from jielong.align.reward import (
+from jielong.align.comparisons import (
     Comparison,
-    RewardModel,
-    bradley_terry,
     collate,
     encode_comparisons,
     pad_rows,
     pair_batch,
-    pair_loss,
     prompt_hash,
-    scalar_from_policy,
     split_by_prompt,
+)
+from jielong.align.reward import (
+    RewardModel,
+    bradley_terry,
+    pair_loss,
+    scalar_from_policy,
 )
 from jielong.align.rollout import fitting_prompts, lay_out, values_before
 from jielong.data.pack import pack_examples

@@ -1,4 +1,4 @@
-"""Who learns in PPO, from what, and what a checkpoint between two iterations must hold."""
+"""Who learns from rewards, from what, and what a checkpoint between two iterations must hold."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from jielong.align.judges import ReplyScorer
 from jielong.align.kl import KLController, build_controller
-from jielong.align.reward import RewardModel
+from jielong.align.reward import RewardModel, scalar_from_policy
 from jielong.align.rollout import Actors, weights_hash
-from jielong.align.settings import PPOConfig
+from jielong.align.settings import GRPOConfig, PolicyConfig, PPOConfig
 from jielong.errors import CheckpointError, TrainingError
 from jielong.model.transformer import Transformer
 from jielong.tokenizer.tokenizer import Tokenizer
@@ -24,7 +25,7 @@ class Learner:
 
     actors: Actors
     policy_optimizer: torch.optim.Optimizer
-    critic_optimizer: torch.optim.Optimizer
+    critic_optimizer: torch.optim.Optimizer | None
     kl: KLController
     frozen_hashes: dict[str, str]  # of the models that must not change: "reference", "reward"
     adapters: dict[str, Adapter]  # of policy and critic, where only those learn
@@ -33,62 +34,90 @@ class Learner:
     @property
     def models(self) -> dict[str, torch.nn.Module]:
         """What a checkpoint holds, by name."""
-        found = {"policy": self.actors.policy, "critic": self.actors.critic, **self.adapters}
-        return found if self.average is None else {**found, "average": self.average}
+        found = {"policy": self.actors.policy, "critic": self.actors.critic, **self.adapters, "average": self.average}
+        return {name: model for name, model in found.items() if model is not None}
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """What a checkpoint holds, by name."""
-        return {"policy": self.policy_optimizer, "critic": self.critic_optimizer}
+        found = {"policy": self.policy_optimizer, "critic": self.critic_optimizer}
+        return {name: optimizer for name, optimizer in found.items() if optimizer is not None}
 
 
 def build_learner(
     policy: Transformer,
-    reward: RewardModel,
+    reward: RewardModel | ReplyScorer,
     tokenizer: Tokenizer,
-    config: PPOConfig,
+    config: PPOConfig | GRPOConfig,
     lora: LoraConfig | None = None,
     generator: torch.Generator | None = None,
 ) -> Learner:
-    """A learner from the SFT model and its reward model.
+    """A learner from the SFT model and what judges its replies.
 
-    The policy is trained in place; the reference is a frozen copy of it as it is now, the critic starts as the reward
-    model. To go on from a checkpoint, build from the same two model folders, load the weights, then `restore`.
-    lora: train adapters of policy and critic (drawn with `generator`) instead. The reference is then the policy
-    without its adapter, and reference and reward model share their weights with the two: two models in memory, not
-    four.
+    The policy is trained in place; the reference is a frozen copy of it as it is now. PPO's critic starts as the reward
+    model, or where the reward is none, as the policy with a fresh scalar head. To go on from a checkpoint, build from
+    the same model folders, load the weights, then `restore`.
+    lora: train adapters of policy and critic instead. The reference is then the policy without its adapter, and
+    reference and reward model share their weights with the two: two models in memory, not four.
+    generator: of a fresh head and of the adapters.
     """
-    reward.model.eval().requires_grad_(False)
+    if isinstance(reward, RewardModel):
+        reward.model.eval().requires_grad_(False)
+    critic = _critic(policy, reward, lora is not None, generator) if isinstance(config, PPOConfig) else None
+    adapters: dict[str, Adapter] = {}
     if lora is None:
-        critic, adapters = reward.critic(), {}
         reference = copy.deepcopy(policy).eval().requires_grad_(False)
     else:
         assert generator is not None
-        critic = shared_copy(reward.model)
-        critic.score.weight = torch.nn.Parameter(reward.gain * reward.model.score.weight)
-        adapters = {"policy": attach(policy, lora, generator), "critic": attach(critic, lora, generator)}
+        adapters["policy"] = attach(policy, lora, generator)
+        if critic is not None:
+            adapters["critic"] = attach(critic, lora, generator)
         reference = without_adapter(policy)
-    hashes = {"reference": weights_hash(reference), "reward": weights_hash(reward.model)}
+    hashes = {"reference": weights_hash(reference)}
+    if isinstance(reward, RewardModel):
+        hashes["reward"] = weights_hash(reward.model)
     return assemble(Actors(policy, critic, reference, reward, tokenizer), config, hashes, adapters)
 
 
+def _critic(
+    policy: Transformer, reward: RewardModel | ReplyScorer, shared: bool, generator: torch.Generator | None
+) -> Transformer:
+    """Where a critic starts from. shared: its trunk is the reward model's own, to be adapted and not changed."""
+    if not isinstance(reward, RewardModel):
+        assert generator is not None
+        return scalar_from_policy(policy, generator)
+    if not shared:
+        return reward.critic()
+    critic = shared_copy(reward.model)
+    critic.score.weight = torch.nn.Parameter(reward.gain * reward.model.score.weight)
+    return critic
+
+
 def assemble(
-    actors: Actors, config: PPOConfig, frozen_hashes: dict[str, str], adapters: dict[str, Adapter] | None = None
+    actors: Actors,
+    config: PPOConfig | GRPOConfig,
+    frozen_hashes: dict[str, str],
+    adapters: dict[str, Adapter] | None = None,
 ) -> Learner:
     """A learner of given actors. Adam's epsilon is 1e-5: the usual 1e-8 makes the first steps too large."""
-    optimizers = [
-        build_optimizer(model, OptimizerConfig(rate, weight_decay=0.0, beta2=0.999, eps=1e-5))
-        for model, rate in ((actors.policy, config.learning_rate), (actors.critic, config.critic_learning_rate))
-    ]
+
+    def optimizer(model: Transformer, rate: float) -> torch.optim.Optimizer:
+        return build_optimizer(model, OptimizerConfig(rate, weight_decay=0.0, beta2=0.999, eps=1e-5))
+
+    of_critic = None
+    if isinstance(config, PPOConfig):
+        assert actors.critic is not None, "PPO needs a critic"
+        of_critic = optimizer(actors.critic, config.critic_learning_rate)
     controller = build_controller(config.kl_coefficient, config.target_kl, config.kl_horizon_episodes)
-    learner = Learner(actors, optimizers[0], optimizers[1], controller, frozen_hashes, adapters or {}, None)
+    of_policy = optimizer(actors.policy, config.learning_rate)
+    learner = Learner(actors, of_policy, of_critic, controller, frozen_hashes, adapters or {}, None)
     if config.ema_decay is None:
         return learner
     return replace(learner, average=copy.deepcopy(learner.models["policy"]).requires_grad_(False))
 
 
 @torch.no_grad()
-def move_average(learner: Learner, config: PPOConfig) -> None:
+def move_average(learner: Learner, config: PolicyConfig) -> None:
     """After a step of the policy: average <- decay * average + (1 - decay) * policy. Nothing without an average.
 
     Source: Ouyang et al. 2022, arXiv:2203.02155, appendix C.4.

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation: the two losses, the update from one rollout, and the iterations.
+"""Proximal policy optimisation: the two losses, the update from one rollout, and the iterations; GRPO's and RLOO's too.
 
 Everything an iteration does is a function of its number, the seed, the weights and the optimizers' state, so a run that
 goes on from a checkpoint taken between two iterations is bit-equal to one that was never stopped.
@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from jielong.align.grpo import collect_groups
 from jielong.align.learner import Learner, check_frozen, move_average
 from jielong.align.rollout import collect, iteration_prompts, minibatch_rows, trim, values_before
-from jielong.align.settings import PPOConfig
+from jielong.align.settings import GRPOConfig, PolicyConfig, PPOConfig
 from jielong.data.batch import Batch, Rollout
 from jielong.errors import TrainingError
 from jielong.generate.engine import Completion
@@ -51,7 +52,7 @@ def policy_terms(logprobs: Tensor, batch: Rollout, clip_range: float) -> tuple[T
     return loss.sum(), metrics
 
 
-def policy_loss(config: PPOConfig) -> Objective[Transformer, Rollout]:
+def policy_loss(config: PolicyConfig) -> Objective[Transformer, Rollout]:
     """Objective of the policy; log-probabilities by the code path of the rollout's own."""
 
     def objective(model: Transformer, batch: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
@@ -109,7 +110,7 @@ def text_batch(batch: Batch) -> Batch:
     return replace(batch, num_units=0)
 
 
-def minibatches(rollout: Rollout, config: PPOConfig, order: Sequence[int]) -> Iterator[list[Rollout]]:
+def minibatches(rollout: Rollout, config: PolicyConfig, order: Sequence[int]) -> Iterator[list[Rollout]]:
     """The rollout's rows in this order, as lists of micro-batches, each as long as its longest row."""
     rows = torch.tensor(order, device=rollout.tokens.device)
     for cuts in minibatch_rows(len(order), config):
@@ -141,7 +142,7 @@ class _Tally:
 def update(
     learner: Learner,
     rollout: Rollout,
-    config: PPOConfig,
+    config: PPOConfig | GRPOConfig,
     runtime: Runtime,
     iteration: int,
     text: Callable[[int], Batch] | None = None,
@@ -153,11 +154,9 @@ def update(
     text: step of this update -> rows for PPO-ptx.
     Returns means over the steps. Raises TrainingError when the ratios of the first minibatch are not 1.
     """
-    objective, critic_objective = policy_loss(config), value_loss(config)
-    policy, critic = learner.actors.policy, learner.actors.critic
-    tally, num_steps, stopped = _Tally(), 0, False
+    objective, policy, tally, num_steps, stopped = policy_loss(config), learner.actors.policy, _Tally(), 0, False
     for batch in _passes(rollout, config, runtime, iteration):
-        if iteration >= config.critic_warmup_iterations:
+        if isinstance(config, GRPOConfig) or iteration >= config.critic_warmup_iterations:
             micro_batches: list[Rollout | Batch] = list(batch)
             if text is not None and config.ptx_coefficient > 0:
                 micro_batches.append(text_batch(text(num_steps)))
@@ -171,17 +170,18 @@ def update(
             tally.add_step("policy", stats)
             limit = config.inner_kl_limit
             stopped = limit is not None and stats.metrics["approx_kl"] > INNER_KL_FACTOR * limit
-        stats = train_step(
-            critic, learner.critic_optimizer, batch, critic_objective, runtime, config.gradient_clip, iteration
-        )
-        tally.add_step("critic", stats)
+        if isinstance(config, PPOConfig):
+            critic, optimizer = learner.actors.critic, learner.critic_optimizer
+            assert critic is not None and optimizer is not None, "PPO needs a critic"
+            stats = train_step(critic, optimizer, batch, value_loss(config), runtime, config.gradient_clip, iteration)
+            tally.add_step("critic", stats)
         num_steps += 1
         if stopped:
             break
     return {**tally.means(), "update_steps": float(num_steps), "stopped_early": float(stopped)}
 
 
-def _passes(rollout: Rollout, config: PPOConfig, runtime: Runtime, iteration: int) -> Iterator[list[Rollout]]:
+def _passes(rollout: Rollout, config: PolicyConfig, runtime: Runtime, iteration: int) -> Iterator[list[Rollout]]:
     """The minibatches of all inner epochs."""
     num_rows = len(rollout.tokens)
     for epoch in range(config.inner_epochs):
@@ -213,7 +213,7 @@ class IterationStats:
 def optimise(
     learner: Learner,
     prompts: Sequence[list[int]],
-    config: PPOConfig,
+    config: PPOConfig | GRPOConfig,
     runtime: Runtime,
     *,
     start: int = 0,
@@ -245,7 +245,7 @@ def _from_step(text: Callable[[int], Batch], first: int) -> Callable[[int], Batc
 def _iterate(
     learner: Learner,
     prompts: Sequence[list[int]],
-    config: PPOConfig,
+    config: PPOConfig | GRPOConfig,
     runtime: Runtime,
     iteration: int,
     text: Callable[[int], Batch] | None,
@@ -258,11 +258,15 @@ def _iterate(
         num_steps=config.num_iterations,
         final_fraction=config.final_fraction,
     )
-    set_learning_rate(learner.policy_optimizer, rate)
-    set_learning_rate(learner.critic_optimizer, rate)
-    chosen = [prompts[i] for i in iteration_prompts(len(prompts), config.rollout_rows, runtime.seed, iteration)]
+    for optimizer in learner.optimizers.values():
+        set_learning_rate(optimizer, rate)
     coefficient, seed = learner.kl.coefficient, derive_seed(runtime.seed, "rollout", iteration)
-    rollout, figures, completions = collect(learner.actors, chosen, config, coefficient, seed, runtime)
+    num_prompts = config.rollout_rows // (config.group_size if isinstance(config, GRPOConfig) else 1)
+    chosen = [prompts[i] for i in iteration_prompts(len(prompts), num_prompts, runtime.seed, iteration)]
+    if isinstance(config, GRPOConfig):
+        rollout, figures, completions = collect_groups(learner.actors, chosen, config, coefficient, seed, runtime)
+    else:
+        rollout, figures, completions = collect(learner.actors, chosen, config, coefficient, seed, runtime)
     rollout_seconds = time.perf_counter() - started
     stopped = config.kl_limit is not None and figures["kl_nats_per_reply"] > config.kl_limit
     if not stopped:

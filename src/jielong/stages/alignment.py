@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from jielong.align.comparisons import pad_rows
 from jielong.align.learner import Learner, build_learner, checkpoint_state, restore, take_average
 from jielong.align.ppo import optimise
-from jielong.align.reward import RewardModel, pad_rows
+from jielong.align.reward import RewardModel
 from jielong.align.rollout import fitting_prompts, lay_out
 from jielong.data.batch import Batch
 from jielong.data.loader import RowLoader

@@ -10,17 +10,15 @@ import numpy as np
 from torch import Tensor
 
 from jielong.align.agreement import Agreement, length_baseline, measure_agreement, position_baseline
-from jielong.align.reward import (
+from jielong.align.comparisons import (
     Comparison,
     Encoded,
-    RewardModel,
-    bradley_terry,
     comparison_batches,
     encode_comparisons,
     pad_rows,
-    scalar_from_policy,
     split_by_prompt,
 )
+from jielong.align.reward import RewardModel, bradley_terry, scalar_from_policy
 from jielong.align.rollout import fitting_prompts
 from jielong.data.examples import read_comparisons
 from jielong.evaluate.gold import Gold, agreement, calibrate_labeller, simulated_labels
