@@ -73,6 +73,34 @@ kl_coefficient = 0.05
 learning_rate = 1e-4
 critic_learning_rate = 1e-4
 
+[grpo]
+num_iterations = 2
+rollout_rows = 8
+group_size = 4
+minibatch_rows = 4
+max_new_tokens = 16
+kl_coefficient = 0.05
+learning_rate = 1e-4
+lora = {rank = 2, alpha = 4, targets = ["q"]}
+
+[dpo]
+sources = ["world"]
+num_prompts = 8
+replies_per_prompt = 4
+beta = 0.1
+batch_rows = 2
+epochs = 1
+learning_rate = 1e-4
+max_new_tokens = 16
+
+[best_of_n]
+num_prompts = 8
+replies_per_prompt = 4
+batch_rows = 2
+epochs = 1
+learning_rate = 1e-4
+max_new_tokens = 16
+
 [evaluate]
 questions_per_skill = 5
 max_new_tokens = 16
@@ -314,8 +342,10 @@ def test_sources_without_effect_are_refused(tmp_path: Path) -> None:
 def test_settings_of_the_world_are_refused_without_it(tmp_path: Path) -> None:
     text = WHOLE.replace("[data.world]\nmegabytes = 1\n", "").replace('["world", "novels"]', '["novels"]')
     text = text.replace('sources = ["world"]\nnum_conversations = 50', 'sources = ["novels"]')
-    text = text.replace("num_prompts = 8\nreplies_per_prompt = 4\n", 'sources = ["novels"]\n')
-    assert len(parse_recipe(write(tmp_path, text), ["reward.temperature=0.9", "reward.accumulate=2"]).stages) == 7
+    text = text.replace("num_prompts = 8\nreplies_per_prompt = 4\n", 'sources = ["novels"]\n', 1)
+    own = 'sources = ["world"]\nnum_prompts = 8\nreplies_per_prompt = 4\nbeta'
+    text = text.replace(own, 'comparisons = "reward"\nbeta')
+    assert len(parse_recipe(write(tmp_path, text), ["reward.temperature=0.9", "reward.accumulate=2"]).stages) == 10
     for override, expected in (
         ("reward.label_agreement=0.8", "label_agreement = 0.8 has no effect: only the world's replies are labelled"),
         ("reward.num_prompts=8", 'num_prompts = 8 has no effect without "world" in sources'),

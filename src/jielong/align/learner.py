@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from jielong.align.judges import ReplyScorer
+from jielong.align.judges import ReplyScorer, RewardEnsemble
 from jielong.align.kl import KLController, build_controller
 from jielong.align.reward import RewardModel, scalar_from_policy
 from jielong.align.rollout import Actors, weights_hash
@@ -46,7 +46,7 @@ class Learner:
 
 def build_learner(
     policy: Transformer,
-    reward: RewardModel | ReplyScorer,
+    reward: RewardModel | RewardEnsemble | ReplyScorer,
     tokenizer: Tokenizer,
     config: PPOConfig | GRPOConfig,
     lora: LoraConfig | None = None,
@@ -61,8 +61,8 @@ def build_learner(
     reference and reward model share their weights with the two: two models in memory, not four.
     generator: of a fresh head and of the adapters.
     """
-    if isinstance(reward, RewardModel):
-        reward.model.eval().requires_grad_(False)
+    for judge in reward_models(reward).values():
+        judge.model.eval().requires_grad_(False)
     critic = _critic(policy, reward, lora is not None, generator) if isinstance(config, PPOConfig) else None
     adapters: dict[str, Adapter] = {}
     if lora is None:
@@ -74,23 +74,41 @@ def build_learner(
             adapters["critic"] = attach(critic, lora, generator)
         reference = without_adapter(policy)
     hashes = {"reference": weights_hash(reference)}
-    if isinstance(reward, RewardModel):
-        hashes["reward"] = weights_hash(reward.model)
+    hashes |= {name: weights_hash(judge.model) for name, judge in reward_models(reward).items()}
     return assemble(Actors(policy, critic, reference, reward, tokenizer), config, hashes, adapters)
 
 
 def _critic(
-    policy: Transformer, reward: RewardModel | ReplyScorer, shared: bool, generator: torch.Generator | None
+    policy: Transformer,
+    reward: RewardModel | RewardEnsemble | ReplyScorer,
+    shared: bool,
+    generator: torch.Generator | None,
 ) -> Transformer:
     """Where a critic starts from. shared: its trunk is the reward model's own, to be adapted and not changed."""
-    if not isinstance(reward, RewardModel):
+    judges = list(reward_models(reward).values())
+    if not judges:
         assert generator is not None
         return scalar_from_policy(policy, generator)
     if not shared:
-        return reward.critic()
-    critic = shared_copy(reward.model)
-    critic.score.weight = torch.nn.Parameter(reward.gain * reward.model.score.weight)
+        return judges[-1].critic()
+    critic = shared_copy(judges[-1].model)
+    critic.score.weight = torch.nn.Parameter(judges[-1].gain * judges[-1].model.score.weight)
     return critic
+
+
+def reward_models(reward: object) -> dict[str, RewardModel]:
+    """The reward models among what judges, by name: "reward", or "reward-1", ... of an ensemble."""
+    if isinstance(reward, RewardModel):
+        return {"reward": reward}
+    if not isinstance(reward, RewardEnsemble):
+        return {}
+    return {f"reward-{n}": model for n, model in enumerate(reward.models, start=1) if isinstance(model, RewardModel)}
+
+
+def _normalisation(reward: object) -> dict[str, object]:
+    """Gain and bias of the reward models, as a checkpoint keeps them."""
+    found = {name: {"gain": judge.gain, "bias": judge.bias} for name, judge in reward_models(reward).items()}
+    return dict(found.get("reward", found))
 
 
 def assemble(
@@ -142,12 +160,10 @@ def checkpoint_state(learner: Learner, iteration: int) -> dict[str, object]:
     Raises TrainingError when the reference or the reward model is not what it was.
     """
     check_frozen(learner)
-    reward = learner.actors.reward
-    normalisation = {"gain": reward.gain, "bias": reward.bias} if isinstance(reward, RewardModel) else {}
     return {
         "iteration": iteration,
         "kl_coefficient": learner.kl.coefficient,
-        "reward": normalisation,
+        "reward": _normalisation(learner.actors.reward),
         "hashes": learner.frozen_hashes,
     }
 
@@ -157,11 +173,9 @@ def restore(learner: Learner, state: dict[str, object]) -> int:
 
     Raises CheckpointError when the checkpoint was made with another reference or reward model.
     """
-    reward = learner.actors.reward
-    normalisation = {"gain": reward.gain, "bias": reward.bias} if isinstance(reward, RewardModel) else {}
     for what, stored, now in (
         ("reference and reward weights", state["hashes"], learner.frozen_hashes),
-        ("reward normalisation", state["reward"], normalisation),
+        ("reward normalisation", state["reward"], _normalisation(learner.actors.reward)),
     ):
         if stored != now:
             raise CheckpointError(
@@ -175,8 +189,7 @@ def restore(learner: Learner, state: dict[str, object]) -> int:
 def check_frozen(learner: Learner) -> None:
     """Raises TrainingError when the reference or the reward model has changed since the learner was built."""
     models: dict[str, torch.nn.Module] = {"reference": learner.actors.reference}
-    if isinstance(learner.actors.reward, RewardModel):
-        models["reward"] = learner.actors.reward.model
+    models |= {name: judge.model for name, judge in reward_models(learner.actors.reward).items()}
     for name, model in models.items():
         if name in learner.frozen_hashes and weights_hash(model) != learner.frozen_hashes[name]:
             raise TrainingError(f"the weights of the {name} changed during PPO; they must be frozen")

@@ -11,7 +11,7 @@ from jielong.config import Settings, apply_override, config_hash, load_toml, pla
 from jielong.data.sources import Source
 from jielong.errors import RecipeError, nearest
 from jielong.recipe.crosscheck import crosscheck
-from jielong.recipe.preferences import PpoSettings, RewardSettings
+from jielong.recipe.preferences import BestOfNSettings, DpoSettings, GrpoSettings, PpoSettings, RewardSettings
 from jielong.recipe.settings import (
     CurateSettings,
     DataSettings,
@@ -31,6 +31,9 @@ STAGE_SETTINGS: dict[str, type[Settings]] = {
     "sft": SftSettings,
     "reward": RewardSettings,
     "ppo": PpoSettings,
+    "grpo": GrpoSettings,
+    "dpo": DpoSettings,
+    "best_of_n": BestOfNSettings,
     "evaluate": EvaluateSettings,
 }
 

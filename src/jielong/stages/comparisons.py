@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +40,10 @@ def run_reward(context: Context) -> dict[str, Any]:
     settings = context.settings
     parent = context.last_model("sft")
     policy, tokenizer = load(parent)
-    labelling: dict[str, float] = {}
-    left_out: list[str] = []
-    sampled: list[Comparison] = []
-    if "world" in settings.sources:
-        sampled, labelling = _sampled_comparisons(context, policy, tokenizer)
-    given = [
-        Comparison.from_record(record, f"{name}: comparison {number}")
-        for name in settings.sources
-        if name != "world"
-        for number, record in enumerate(read_comparisons(context.source(name), context.root, left_out), start=1)
-    ]
-    training, heldout = split_by_prompt([*sampled, *given], settings.heldout_fraction, context.seed)
-    encoded = encode_comparisons(training, tokenizer, policy.config.max_length)
-    held = encode_comparisons(heldout, tokenizer, policy.config.max_length)
+    gathered = gather_comparisons(context, policy, tokenizer)
+    ties = settings.ties == "half"
+    encoded = encode_comparisons(gathered.training, tokenizer, policy.config.max_length, ties)
+    held = encode_comparisons(gathered.heldout, tokenizer, policy.config.max_length)
     batches, steps_per_epoch = comparison_batches(
         encoded.items, settings.batch_rows, tokenizer.pad_id, context.seed, settings.accumulate
     )
@@ -66,12 +57,44 @@ def run_reward(context: Context) -> dict[str, Any]:
     totals = train(context, model, bradley_terry, batches, settings.steps(steps_per_epoch), evaluate, adapter)
     adapted = settle(context, model, adapter, parent)
     reward = RewardModel(model.eval())
-    rows = reference_rows(context, policy, tokenizer, sampled, training)
+    rows = reference_rows(context, policy, tokenizer, gathered.sampled, gathered.training)
     reward.normalise(_reply_batches(rows, tokenizer.pad_id))
     reward.save(tokenizer, context.folder / "model", context.provenance(totals.steps, parent))
     agreement = measure_agreement(model, held.items, tokenizer.pad_id)
-    counts = {"reference_replies": len(rows), "left_out": len(left_out)}
-    return {**_figures(agreement, encoded, held), **labelling, **counts, **adapted}
+    counts = {"reference_replies": len(rows), "left_out": gathered.num_left_out}
+    return {**_figures(agreement, encoded, held), **gathered.labelling, **counts, **adapted}
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Comparisons of a stage, split by prompt. sampled: those of the SFT model's own replies, in the order made.
+
+    labelling: figures of the simulated labeller. num_left_out: rows of the sources that teach nothing.
+    """
+
+    training: list[Comparison]
+    heldout: list[Comparison]
+    sampled: list[Comparison]
+    labelling: dict[str, float]
+    num_left_out: int
+
+
+def gather_comparisons(context: Context, policy: Transformer, tokenizer: Tokenizer) -> Gathered:
+    """All comparisons that a stage of kind reward or dpo names; those of the world are made once and kept."""
+    settings = context.settings
+    labelling: dict[str, float] = {}
+    left_out: list[str] = []
+    sampled: list[Comparison] = []
+    if "world" in settings.sources:
+        sampled, labelling = _sampled_comparisons(context, policy, tokenizer)
+    given = [
+        Comparison.from_record(record, f"{name}: comparison {number}")
+        for name in settings.sources
+        if name != "world"
+        for number, record in enumerate(read_comparisons(context.source(name), context.root, left_out), start=1)
+    ]
+    training, heldout = split_by_prompt([*sampled, *given], settings.heldout_fraction, context.seed)
+    return Gathered(training, heldout, sampled, labelling, len(left_out))
 
 
 def _figures(agreement: Agreement, encoded: Encoded, held: Encoded) -> dict[str, Any]:
@@ -84,6 +107,7 @@ def _figures(agreement: Agreement, encoded: Encoded, held: Encoded) -> dict[str,
         "calibration_error": agreement.calibration_error,
         "comparisons": encoded.num_pairs + held.num_pairs,
         "heldout_comparisons": held.num_pairs,
+        "ties": encoded.num_ties + held.num_ties,
         "dropped_identical": encoded.num_identical + held.num_identical,
         "dropped_too_long": encoded.num_too_long + held.num_too_long,
     }
