@@ -12,8 +12,10 @@ from pydantic_core import PydanticUndefined
 
 from jielong.config import Settings, plain, to_toml
 from jielong.recipe import STAGE_SETTINGS, parse_recipe
+from jielong.recipe.preferences import PolicySettings
 from jielong.recipe.settings import (
     DataSettings,
+    LoraSettings,
     Optimisation,
     RunSettings,
     SourceSettings,
@@ -38,7 +40,9 @@ TABLES: dict[str, type[Settings]] = {
     "[data.world]": WorldSettings,
     "[data.sources.NAME]": SourceSettings,
     "Training": Optimisation,
+    "Learning from rewards": PolicySettings,
     "[STAGE.model]": ModelSettings,
+    "[STAGE.lora]": LoraSettings,
     **{f"[{kind}]": settings for kind, settings in STAGE_SETTINGS.items()},
 }
 # Defaults that words say better than a value does.
@@ -70,7 +74,8 @@ ROWS = recipe_rows()
 
 def own_fields(settings: type[Settings]) -> dict[str, Any]:
     """The fields of a table, but for those that all training stages share: they are explained once."""
-    shared = Optimisation.model_fields if issubclass(settings, Optimisation) and settings is not Optimisation else {}
+    bases = [base for base in (Optimisation, PolicySettings) if issubclass(settings, base) and settings is not base]
+    shared = {name for base in bases for name in base.model_fields}
     return {name: field for name, field in settings.model_fields.items() if name not in shared}
 
 

@@ -15,7 +15,7 @@ from jielong.model.presets import PRESETS, is_decoder, preset_config
 from jielong.recipe import STAGE_SETTINGS, parse_recipe, write_toml
 from jielong.recipe.costing import bytes_per_token, plan_recipe
 from jielong.recipe.crosscheck import NEEDS
-from jielong.recipe.settings import PpoSettings
+from jielong.recipe.preferences import PpoSettings
 from jielong.recipe.shape import NOT_KEYS, ModelSettings
 from jielong.runtime import detect
 
@@ -72,6 +72,34 @@ max_new_tokens = 16
 kl_coefficient = 0.05
 learning_rate = 1e-4
 critic_learning_rate = 1e-4
+
+[grpo]
+num_iterations = 2
+rollout_rows = 8
+group_size = 4
+minibatch_rows = 4
+max_new_tokens = 16
+kl_coefficient = 0.05
+learning_rate = 1e-4
+lora = {rank = 2, alpha = 4, targets = ["q"]}
+
+[dpo]
+sources = ["world"]
+num_prompts = 8
+replies_per_prompt = 4
+beta = 0.1
+batch_rows = 2
+epochs = 1
+learning_rate = 1e-4
+max_new_tokens = 16
+
+[best_of_n]
+num_prompts = 8
+replies_per_prompt = 4
+batch_rows = 2
+epochs = 1
+learning_rate = 1e-4
+max_new_tokens = 16
 
 [evaluate]
 questions_per_skill = 5
@@ -314,8 +342,10 @@ def test_sources_without_effect_are_refused(tmp_path: Path) -> None:
 def test_settings_of_the_world_are_refused_without_it(tmp_path: Path) -> None:
     text = WHOLE.replace("[data.world]\nmegabytes = 1\n", "").replace('["world", "novels"]', '["novels"]')
     text = text.replace('sources = ["world"]\nnum_conversations = 50', 'sources = ["novels"]')
-    text = text.replace("num_prompts = 8\nreplies_per_prompt = 4\n", 'sources = ["novels"]\n')
-    assert len(parse_recipe(write(tmp_path, text), ["reward.temperature=0.9", "reward.accumulate=2"]).stages) == 7
+    text = text.replace("num_prompts = 8\nreplies_per_prompt = 4\n", 'sources = ["novels"]\n', 1)
+    own = 'sources = ["world"]\nnum_prompts = 8\nreplies_per_prompt = 4\nbeta'
+    text = text.replace(own, 'comparisons = "reward"\nbeta')
+    assert len(parse_recipe(write(tmp_path, text), ["reward.temperature=0.9", "reward.accumulate=2"]).stages) == 10
     for override, expected in (
         ("reward.label_agreement=0.8", "label_agreement = 0.8 has no effect: only the world's replies are labelled"),
         ("reward.num_prompts=8", 'num_prompts = 8 has no effect without "world" in sources'),
@@ -334,11 +364,16 @@ def test_curation_of_the_world_alone_divides_nothing(tmp_path: Path) -> None:
     assert "heldout = tail has no effect" in refusal(tmp_path, *tail, text=text)
 
 
-def test_pretraining_loss_in_ppo_wants_pretraining(tmp_path: Path) -> None:
+def test_text_beside_ppo_wants_a_stage_that_has_it(tmp_path: Path) -> None:
     text = without("pretrain").replace("[sft]\n", '[sft]\nmodel = "some/folder"\n')
     assert parse_recipe(write(tmp_path, text)).stages
-    assert "there is no pretrain stage before it" in refusal(tmp_path, "ppo.pretraining_coefficient=0.5", text=text)
-    assert parse_recipe(write(tmp_path), ["ppo.pretraining_coefficient=0.5"]).stages
+    said = refusal(tmp_path, "ppo.ptx_coefficient=0.5", text=text)
+    assert "ptx_source = 'pretrain' wants the rows of such a stage" in said
+    assert parse_recipe(write(tmp_path, text), ["ppo.ptx_coefficient=0.5", "ppo.ptx_source=sft"]).stages
+    assert parse_recipe(write(tmp_path), ["ppo.ptx_coefficient=0.5", "ppo.ptx_rows=4"]).stages
+    for setting in ("ppo.ptx_source=sft", "ppo.ptx_rows=4"):
+        assert "has no effect with ptx_coefficient = 0" in refusal(tmp_path, setting)
+    assert "did you mean 'sft'" in refusal(tmp_path, "ppo.ptx_coefficient=1.0", "ppo.ptx_source=sfd")
 
 
 def test_off_is_written_false_and_reads_back(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ REWARDS = torch.tensor([[0.0, -0.1, -0.2, 1.0], [0.0, 0.0, 2.0, 0.0]])
 VALUES = torch.tensor([[0.0, 0.5, 0.4, 0.6], [0.0, 0.0, 1.5, 0.0]])
 
 
-def test_gae_by_hand() -> None:
+def test_32_gae_by_hand() -> None:
     advantages, returns = gae(REWARDS, VALUES, MASK, discount=1.0, smoothing=0.5)
     # t=3: 1 - .6 = .4;  t=2: -.2 + .6 - .4 + .5*.4 = .2;  t=1: -.1 + .4 - .5 + .5*.2 = -.1;  second row: 2 - 1.5
     assert advantages[0].tolist() == pytest.approx([0.0, -0.1, 0.2, 0.4], abs=1e-6)
@@ -47,7 +47,7 @@ tokens = st.lists(st.tuples(numbers, numbers, st.booleans()), min_size=1, max_si
 
 
 @given(st.lists(tokens, min_size=1, max_size=3), st.floats(0, 1), st.floats(0, 1))
-def test_gae_is_the_brute_force_sum(
+def test_32_gae_is_the_brute_force_sum(
     rows: list[list[tuple[float, float, bool]]], discount: float, smoothing: float
 ) -> None:
     """Item 32, also with gaps in the mask; what stands at unscored tokens does not matter."""

@@ -10,7 +10,7 @@ from jielong.align.agreement import (
     measure_agreement,
     rate_ci95,
 )
-from jielong.align.reward import Candidates
+from jielong.align.comparisons import Candidates
 from jielong.errors import DataError
 from jielong.intervals import wilson_ci95
 
@@ -23,7 +23,7 @@ def test_independent_pairs_count_in_full_and_copies_count_once() -> None:
     assert rate_ci95(copied, prompts) == pytest.approx(wilson_ci95(30, 40)), "six copies of a pair are one pair"
 
 
-def test_calibration_by_hand() -> None:
+def test_18_calibration_by_hand() -> None:
     # logits of .9 and .6: two sure pairs, one of them wrong (|.9 - .5|), one unsure and right (|.6 - 1|)
     sure, unsure = torch.tensor(0.9).logit().item(), torch.tensor(0.6).logit().item()
     assert calibration_error(torch.tensor([sure, -sure, unsure])) == pytest.approx((2 * 0.4 + 0.4) / 3, abs=1e-6)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import pytest
 import torch
 
+from jielong.align.comparisons import Candidates, collate
+from jielong.align.dpo import DPOConfig, dpo, with_reference
 from jielong.align.learner import assemble
 from jielong.align.ppo import optimise
 from jielong.align.rollout import Actors
-from jielong.align.settings import PPOConfig
+from jielong.align.settings import GRPOConfig, PPOConfig
 from jielong.model.config import ModelConfig
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime
+from jielong.train.loop import FitConfig, fit
+from jielong.train.optim import OptimizerConfig, build_optimizer
 
 ARMS = 5
 
@@ -114,13 +119,68 @@ def test_bandit_ii_with_a_large_beta_the_policy_stays() -> None:
     assert kl < 0.01
 
 
+PAYOUT = torch.tensor([0.0, 1.0, -1.0, 0.5, 0.2])
+
+
+def optimum(before: torch.Tensor, beta: float) -> torch.Tensor:
+    best = before * (PAYOUT / beta).exp()
+    return best / best.sum()
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0])
+@pytest.mark.parametrize("estimator", ["grpo", "rloo"])
+def test_bandit_iii_grpo_and_rloo_reach_it_too(estimator: str, beta: float) -> None:
+    policy, reference = bandit(0), bandit(0).requires_grad_(False)
+    before = odds(policy)
+    config = GRPOConfig(
+        num_iterations=60,
+        rollout_rows=256,
+        group_size=16,
+        estimator=estimator,
+        max_new_tokens=1,
+        minibatch_rows=256,
+        micro_batch_rows=256,
+        inner_epochs=2,
+        learning_rate=1e-2,
+        final_fraction=0.0,
+        missing_eos_score=None,
+        inner_kl_limit=None,
+        kl_coefficient=beta,
+    )
+    learner = assemble(Actors(policy, None, reference, Payout(PAYOUT), Arms()), config, {})
+    for _ in optimise(learner, [[0]], config, Runtime(torch.device("cpu"), torch.float32, seed=5)):
+        pass
+    after, best = odds(policy), optimum(before, beta)
+    assert float((before - best).abs().sum()) / 2 > 0.1
+    assert float((after - best).abs().sum()) / 2 < 0.03, (after, best)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0])
+def test_bandit_iii_dpo_on_matching_preferences_reaches_it_too(beta: float) -> None:
+    """Every pair of arms, each order as often as Bradley-Terry says of the payouts: infinite data in one batch."""
+    policy = bandit(0)
+    before, runtime = odds(policy), Runtime(torch.device("cpu"), torch.float32, seed=5)
+    pairs = [(a, b) for a in range(ARMS) for b in range(ARMS) if a != b]
+    item = Candidates([[0, arm] for arm in range(ARMS)], [1] * ARMS, pairs)
+    known = with_reference(policy, [item], 0, runtime)
+    chances = torch.tensor([float(torch.sigmoid(PAYOUT[a] - PAYOUT[b])) for a, b in pairs])
+    batch = dataclasses.replace(collate(known, 0), weights=chances / chances.sum())
+    optimizer = build_optimizer(policy, OptimizerConfig(1e-2, weight_decay=0.0))
+    for _ in fit(policy, optimizer, lambda _: [batch], dpo(DPOConfig(beta)), falling, runtime, FitConfig(300)):
+        pass
+    after, best = odds(policy), optimum(before, beta)
+    assert float((after - best).abs().sum()) / 2 < 0.03, (after, best)
+
+
+def falling(step: int) -> float:
+    return 1 - step / 300
+
+
 @pytest.mark.parametrize("beta", [0.5, 1.0])
 def test_bandit_iii_reaches_the_optimum_of_theory(beta: float) -> None:
     """Item F (iii): pi* is proportional to pi_ref exp(r / beta), to 0.03 in total variation."""
-    payout = torch.tensor([0.0, 1.0, -1.0, 0.5, 0.2])
-    before, after, _, kl = train(settings(kl_coefficient=beta), payout)
-    best = before * (payout / beta).exp()
-    best = best / best.sum()
+    before, after, _, kl = train(settings(kl_coefficient=beta), PAYOUT)
+    best = optimum(before, beta)
     assert float((before - best).abs().sum()) / 2 > 0.1, "the start must not be the answer"
     assert float((after - best).abs().sum()) / 2 < 0.03, (after, best)
     assert abs(kl - float((best * (best / before).log()).sum())) < 0.1

@@ -13,22 +13,24 @@ import pytest
 import torch
 
 from jielong.align.agreement import length_baseline, measure_agreement, position_baseline
-from jielong.align.reward import (
+from jielong.align.comparisons import (
     Comparison,
-    RewardModel,
-    bradley_terry,
     collate,
     encode_comparisons,
     pad_rows,
     pair_batch,
-    pair_loss,
     prompt_hash,
-    scalar_from_policy,
     split_by_prompt,
+)
+from jielong.align.reward import (
+    RewardModel,
+    bradley_terry,
+    pair_loss,
+    scalar_from_policy,
 )
 from jielong.align.rollout import fitting_prompts, lay_out, values_before
 from jielong.data.pack import pack_examples
-from jielong.errors import UsageError
+from jielong.errors import DataError, UsageError
 from jielong.generate.engine import Completion
 from jielong.model.context import segment_positions
 from jielong.model.logprobs import scored_logprobs, token_logprobs
@@ -205,6 +207,43 @@ def test_13_ties_are_dropped_and_counted(byte_tokenizer: Tokenizer) -> None:
     encoded = encode_comparisons([same, comparison("hi", ["c", "c"], [0, 1])], byte_tokenizer, 99)
     assert encoded.num_identical == 2 and encoded.num_pairs == 2 and len(encoded.items) == 1
     assert collate(encoded.items, 0).weights.tolist() == [0.5, 0.5]
+
+
+def test_13_ties_may_be_modelled(scorer: Transformer, byte_tokenizer: Tokenizer) -> None:
+    """As pairs in which either is preferred with chance 1/2; counted whether they are kept or not."""
+    record = {"messages": HELLO, "replies": ["a", "bb", "cc", "cc"], "ranking": [1, [0, 2], 3]}
+    tied = Comparison.from_record(record)
+    assert tied.ties == [(0, 2)] and len(tied.pairs) == 5 and Comparison.from_record(tied.to_record()) == tied
+    dropped, kept = (encode_comparisons([tied], byte_tokenizer, 99, ties=ties) for ties in (False, True))
+    assert (dropped.num_pairs, dropped.num_ties, kept.num_pairs, kept.num_ties) == (4, 1, 5, 1)
+    batch = collate(kept.items, byte_tokenizer.pad_id)
+    assert batch.targets.tolist() == [1.0] * 4 + [0.5]
+    better, worse = torch.tensor([1.5], requires_grad=True), torch.tensor([0.5], requires_grad=True)
+    loss = pair_loss(better, worse, target=0.5)
+    assert loss.item() == pytest.approx(0.5 * (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(1))))
+    assert pair_loss(better, better, target=0.5).item() == pytest.approx(math.log(2)), "least at equal scores"
+    loss.backward()
+    assert better.grad is not None and float(better.grad) > 0, "the higher one is pulled down"
+    only_tie = Comparison.from_record({"messages": HELLO, "replies": ["a", "b"], "ranking": [[0, 1]]})
+    assert encode_comparisons([only_tie], byte_tokenizer, 99).num_undecided == 1
+    assert bradley_terry(scorer, batch)[0].isfinite()
+
+
+def test_14_a_margin_asks_for_more(scorer: Transformer, byte_tokenizer: Tokenizer) -> None:
+    better, worse = torch.tensor([2.0, 0.5]), torch.tensor([1.0, 0.5])
+    expected = [math.log(1 + math.exp(-(1.0 - 0.7))), math.log(1 + math.exp(0.7))]
+    assert pair_loss(better, worse, 0.7).tolist() == pytest.approx(expected)
+    assert torch.equal(pair_loss(better, worse, 0.0), pair_loss(better, worse))
+    record = {"messages": HELLO, "replies": ["a", "bb", "c"], "pairs": [[0, 1, 1.5], [0, 2]]}
+    read = Comparison.from_record(record)
+    assert read.margins == [1.5, 0.0] and Comparison.from_record(read.to_record()) == read
+    batch = pair_batch([read], byte_tokenizer)
+    assert batch.margins.tolist() == [1.5, 0.0]
+    plain = pair_batch([Comparison.from_record({**record, "pairs": [[0, 1], [0, 2]]})], byte_tokenizer)
+    assert bradley_terry(scorer, batch)[0] > bradley_terry(scorer, plain)[0]
+    for pairs in ([[0, 1, -1.0]], [[0, 1, math.nan]], [[0, "1"]], [[0, 0]], [[0, 3]]):
+        with pytest.raises(DataError, match="line 7"):
+            Comparison.from_record({**record, "pairs": pairs}, "line 7")
 
 
 def test_15_split_is_by_prompt() -> None:

@@ -12,12 +12,13 @@ from torch import nn
 
 from jielong.align.advantages import gae, whiten
 from jielong.align.kl import k1
-from jielong.align.learner import Learner, check_frozen, checkpoint_state, restore, weights_hash
+from jielong.align.learner import Learner, build_learner, check_frozen, checkpoint_state, restore, weights_hash
 from jielong.align.ppo import optimise, policy_loss, policy_terms, update, value_loss, value_terms
+from jielong.align.reward import RewardModel
 from jielong.align.rollout import check_gap, collect, final_scores, rollout_figures, trim
 from jielong.align.settings import PPOConfig
 from jielong.data.batch import Rollout
-from jielong.errors import CheckpointError, TrainingError
+from jielong.errors import CheckpointError, TrainingError, UsageError
 from jielong.model.logprobs import scored_logprobs
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime
@@ -123,6 +124,46 @@ def test_23_a_gap_fails_the_run() -> None:
         check_gap(0.3, 0.06, torch.bfloat16)
     with pytest.raises(TrainingError):
         check_gap(math.nan, math.nan, torch.float32)
+
+
+def test_24_the_engine_samples_with_the_weights_of_this_step(
+    make_learner: MakeLearner, prompts: list[list[int]], runtime: Runtime
+) -> None:
+    """There is one set of weights, read at each forward: what the engine says it sampled from is what is there now."""
+    config = dataclasses.replace(CONFIG, num_iterations=3, learning_rate=3e-2)
+    learner = make_learner(config)
+    before = None
+    for stats in optimise(learner, prompts, config, runtime):
+        assert stats.figures["engine_gap_largest_nats"] < 1e-4
+        now = weights_hash(learner.actors.policy)
+        assert now != before, "and they have changed since the rollout before"
+        before = now
+
+
+def test_25_several_ranks_are_refused(make_learner: MakeLearner, prompts: list[list[int]], runtime: Runtime) -> None:
+    """No rank can sample another's prompts, or share its seed: training runs in one process, and says so."""
+    second = dataclasses.replace(runtime, rank=1, world_size=2)
+    with pytest.raises(UsageError, match="training runs in one process, 2 were started"):
+        list(optimise(make_learner(CONFIG), prompts, CONFIG, second))
+
+
+def test_46_the_critic_is_a_model_of_its_own_and_starts_as_the_reward_model(
+    make_model: Callable[..., Transformer], make_learner: MakeLearner, prompts: list[list[int]], runtime: Runtime
+) -> None:
+    policy, reward = make_model(seed=1, scale=8.0), RewardModel(make_model("scalar", seed=2, scale=8.0), 2.0, -0.5)
+    learner = build_learner(policy, reward, make_learner(CONFIG).actors.tokenizer, CONFIG)
+    rollout, _, _ = collect(learner.actors, prompts, CONFIG, 0.0, 3, runtime)
+    critic, ends = learner.actors.critic, (rollout.segments > 0).sum(dim=1) - 1
+    assert critic is not None
+    with torch.no_grad():
+        values = critic(rollout.tokens)[torch.arange(len(ends)), ends]
+    scores = reward.score(rollout.tokens, None, ends)
+    assert torch.allclose(values, scores + 0.5, atol=1e-4), "the score but for its bias, which is soon learned"
+    loss, _ = value_loss(CONFIG)(critic, rollout)
+    loss.backward()
+    assert all(weight.grad is None for weight in policy.parameters()), "its loss does not pull at the policy"
+    places = {weight.data_ptr() for model in (policy, reward.model) for weight in model.parameters()}
+    assert not places & {weight.data_ptr() for weight in critic.parameters()}
 
 
 def test_26_reference_is_frozen_and_equal_at_the_start(

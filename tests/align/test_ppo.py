@@ -7,8 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from jielong.align.learner import Learner, assemble, build_learner, checkpoint_state, restore, weights_hash
-from jielong.align.ppo import optimise, policy_loss, update, with_pretraining
+from jielong.align.learner import (
+    Learner,
+    assemble,
+    build_learner,
+    checkpoint_state,
+    restore,
+    take_average,
+    weights_hash,
+)
+from jielong.align.ppo import optimise, policy_loss, text_batch, update, with_text
 from jielong.align.reward import RewardModel
 from jielong.align.rollout import Actors, collect, iteration_prompts, minibatch_rows, values_before
 from jielong.align.settings import PPOConfig
@@ -16,6 +24,7 @@ from jielong.data.batch import Batch
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime
 from jielong.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from jielong.train.lora import LoraConfig
 from jielong.train.objectives import next_token
 
 MakeLearner = Callable[..., Learner]
@@ -130,15 +139,83 @@ def test_45_pretraining_term_is_added_as_a_mean(
 
     ppo = gradient(plain(policy, rollout)[0] / rollout.num_units)
     likelihood = gradient(next_token(policy, text)[0] / 8)
-    parts = [rollout.rows(slice(0, 2)), rollout.rows(slice(2, 6))]
+    beside = text_batch(text)
+    parts = [rollout.rows(slice(0, 2)), rollout.rows(slice(2, 6)), beside]
+    assert sum(part.num_units for part in parts) == rollout.num_units
     for coefficient in (0.0, 2.0):
-        mixed = with_pretraining(plain, text, coefficient)
+        mixed = with_text(plain, coefficient, rollout.num_units)
         total = sum(gradient(mixed(policy, part)[0] / rollout.num_units) for part in parts)
         assert torch.allclose(total, ppo + coefficient * likelihood, atol=1e-5)
-    figures = update(
-        learner, rollout, dataclasses.replace(CONFIG, pretraining_coefficient=2.0), runtime, 0, pretraining=text
-    )
-    assert figures["pretraining_loss_nats"] > 0
+    asked: list[int] = []
+
+    def rows(step: int) -> Batch:
+        asked.append(step)
+        return text
+
+    with torch.no_grad():
+        loss = float(next_token(policy, text)[0]) / 8
+    config = dataclasses.replace(CONFIG, ptx_coefficient=2.0, inner_epochs=1, minibatch_rows=8)
+    figures = update(learner, rollout, config, runtime, 0, rows)
+    assert figures["ptx_loss_nats"] == pytest.approx(loss, rel=1e-4) and asked == [0]
+    asked.clear()
+    for coefficient, steps in ((2.0, [0, 1, 2, 3]), (0.0, [])):
+        config = dataclasses.replace(CONFIG, ptx_coefficient=coefficient)
+        fresh = make_learner(config)
+        update(fresh, collect(fresh.actors, prompts, config, 0.05, 3, runtime)[0], config, runtime, 0, rows)
+        assert asked == steps, "each step has rows of its own; with a coefficient of 0 it is plain PPO"
+        asked.clear()
+
+
+def test_45_text_keeps_what_it_says(make_learner: MakeLearner, prompts: list[list[int]], runtime: Runtime) -> None:
+    """PPO towards token 3 forgets a text without it; with the text beside it does not."""
+    tokens = torch.tensor([[5, 6, 7, 8, 5, 6, 7, 8]])
+    mask = torch.ones(1, 8, dtype=torch.bool)
+    mask[:, 0] = False
+    text = Batch(tokens, mask, torch.ones(1, 8, dtype=torch.int32), 7)
+    losses = []
+    for coefficient in (0.0, 1.0):
+        config = dataclasses.replace(CONFIG, ptx_coefficient=coefficient, target_kl=None, kl_coefficient=0.0)
+        learner = make_learner(config)
+        for _ in optimise(learner, prompts, config, runtime, text=lambda step: text):
+            pass
+        with torch.no_grad():
+            losses.append(float(next_token(learner.actors.policy, text)[0]) / 7)
+    assert losses[1] < losses[0] - 0.5
+
+
+def test_47_the_average_is_a_third_model_and_is_kept(
+    make_learner: MakeLearner, prompts: list[list[int]], runtime: Runtime, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIG, ema_decay=0.75, num_iterations=2)
+    learner = make_learner(config)
+    assert learner.average is not None and set(learner.models) == {"policy", "critic", "average"}
+    expected = {name: weight.detach().clone() for name, weight in learner.actors.policy.named_parameters()}
+    one = dataclasses.replace(config, num_iterations=1, inner_epochs=1, minibatch_rows=8)
+    for _ in optimise(learner, prompts, one, runtime):
+        pass
+    for name, now in learner.actors.policy.named_parameters():
+        assert torch.allclose(learner.average.get_parameter(name), 0.75 * expected[name] + 0.25 * now, atol=1e-6)
+    save_checkpoint(tmp_path, 1, learner.models, learner.optimizers, checkpoint_state(learner, 1))
+    again = make_learner(config)
+    load_checkpoint(tmp_path / "step-000001", again.models, again.optimizers)
+    assert again.average is not None and weights_hash(again.average) == weights_hash(learner.average)
+    assert weights_hash(again.actors.policy) != weights_hash(again.average)
+    take_average(again)
+    assert weights_hash(again.actors.policy) == weights_hash(again.average)
+
+
+def test_44_a_run_ends_when_its_kl_budget_is_spent(
+    make_learner: MakeLearner, prompts: list[list[int]], runtime: Runtime
+) -> None:
+    free = dataclasses.replace(CONFIG, num_iterations=6, target_kl=None, kl_coefficient=0.0)
+    kls = [stats.figures["kl_nats_per_reply"] for stats in optimise(make_learner(free), prompts, free, runtime)]
+    first = next(number for number, kl in enumerate(kls) if kl > 0.3)
+    assert 0 < first < 5
+    config = dataclasses.replace(free, kl_limit=0.3)
+    learner = make_learner(config)
+    runs = list(optimise(learner, prompts, config, runtime))
+    assert [run.figures["kl_nats_per_reply"] for run in runs] == kls[: first + 1]
+    assert [run.stopped for run in runs] == [False] * first + [True] and "policy_loss" not in runs[-1].figures
 
 
 def test_bfloat16_keeps_ratios_at_one(make_learner: MakeLearner, prompts: list[list[int]]) -> None:
@@ -164,6 +241,28 @@ def test_build_learner_from_a_policy_and_a_reward_model(
     for _ in optimise(learner, prompts, CONFIG, runtime):
         pass
     assert not any(weight.requires_grad for weight in reward.model.parameters())
+
+
+def test_26_with_lora_the_reference_is_the_policy_without_its_adapter(
+    make_model: Callable[..., Transformer], make_learner: MakeLearner, prompts: list[list[int]], runtime: Runtime
+) -> None:
+    policy, reward = make_model(seed=1, scale=8.0), RewardModel(make_model("scalar", seed=2), gain=2.0)
+    before, score = weights_hash(policy), weights_hash(reward.model)
+    tokenizer, lora = make_learner(CONFIG).actors.tokenizer, LoraConfig(4, 8.0, ("q", "v", "up", "down"))
+    learner = build_learner(policy, reward, tokenizer, CONFIG, lora, torch.Generator().manual_seed(0))
+    actors = learner.actors
+    assert learner.frozen_hashes["reference"] == before and weights_hash(actors.critic) != score
+    for model, base in ((actors.policy, actors.reference), (actors.critic, reward.model)):
+        own = {weight.data_ptr() for weight in base.parameters()}
+        shared = sum(weight.data_ptr() in own for weight in model.parameters())
+        assert shared >= len(own) - 1, "one trunk in memory; a critic has a head of its own"
+    rollout, figures, _ = collect(actors, prompts, CONFIG, 0.05, 3, runtime)
+    assert torch.equal(rollout.logprobs, rollout.ref_logprobs) and figures["kl_nats_per_reply"] == 0.0
+    for _ in optimise(learner, prompts, CONFIG, runtime):
+        pass  # the last iteration ends with a check that reference and reward model are what they were
+    rollout, figures, _ = collect(actors, prompts, CONFIG, 0.05, 3, runtime)
+    assert float((rollout.logprobs - rollout.ref_logprobs).abs().max()) > 0.01
+    assert set(learner.models) == {"policy", "critic"} and learner.models["policy"] is learner.adapters["policy"]
 
 
 def test_the_policy_learns_to_please(make_learner: MakeLearner, prompts: list[list[int]], runtime: Runtime) -> None:

@@ -7,17 +7,15 @@ import pytest
 import torch
 
 from jielong.align.agreement import measure_agreement
-from jielong.align.reward import (
+from jielong.align.comparisons import (
     Comparison,
-    RewardModel,
-    bradley_terry,
     comparison_batches,
     encode_comparisons,
     pad_rows,
     pair_batch,
-    scalar_from_policy,
     split_by_prompt,
 )
+from jielong.align.reward import RewardModel, bradley_terry, scalar_from_policy
 from jielong.errors import DataError, ModelError, TrainingError
 from jielong.model.hf import save_model
 from jielong.model.transformer import Transformer

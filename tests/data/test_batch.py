@@ -22,9 +22,13 @@ def pair_parts() -> dict[str, Any]:
     return {
         "tokens": torch.zeros(3, 4, dtype=torch.int64),
         "segments": torch.ones(3, 4, dtype=torch.int32),
+        "starts": torch.tensor([1, 2, 2]),
         "ends": torch.tensor([3, 3, 3]),
         "pairs": torch.tensor([[0, 1], [0, 2]]),
         "weights": torch.tensor([0.5, 0.5]),
+        "margins": torch.tensor([0.0, 1.0]),
+        "targets": torch.tensor([1.0, 0.5]),
+        "ref_logprobs": torch.tensor([-1.0, -2.0, -3.0]),
         "num_units": 1,
     }
 
@@ -59,6 +63,10 @@ def test_batch_refuses_wrong_shapes_and_dtypes(name: str, value: Any, message: s
         ("ends", torch.tensor([3, 3]), r"ends is torch.int64 \(2,\)"),
         ("pairs", torch.tensor([0, 1]), r"pairs is torch.int64 \(2,\), must be torch.int64 \(2, 2\)"),
         ("weights", torch.ones(3), r"weights is torch.float32 \(3,\)"),
+        ("margins", torch.ones(3), r"margins is torch.float32 \(3,\)"),
+        ("targets", torch.ones(2, dtype=torch.int64), "targets is torch.int64"),
+        ("ref_logprobs", torch.ones(2), r"ref_logprobs is torch.float32 \(2,\)"),
+        ("starts", torch.ones(3), "starts is torch.float32"),
         ("segments", torch.ones(3, 4), "segments is torch.float32"),
     ],
 )

@@ -16,7 +16,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from jielong.align.reward import Comparison, RewardModel, pad_rows
+from jielong.align.comparisons import Comparison, pad_rows
+from jielong.align.reward import RewardModel
 from jielong.data.sources import Document
 from jielong.folder import load
 from jielong.generate.engine import Engine

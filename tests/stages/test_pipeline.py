@@ -354,3 +354,18 @@ def test_where_it_runs_changes_no_result(
 ) -> None:
     code, _, said = invoke("run", recipe, "--out", copied(), "--set", override)
     assert code == 0 and "✓ evaluate  already done" in said
+
+
+def test_ppo_beside_conversations_with_an_average_and_a_budget(
+    recipe: Path, copied: Callable[[str], Path], stage_of: StageOf, metrics_of: Callable[[Path], list[dict[str, Any]]]
+) -> None:
+    folder = copied("ppo")
+    settings = ["ppo.ptx_coefficient=0.5", "ppo.ptx_source=sft", "ppo.ptx_rows=2", "ppo.ema_decay=0.9"]
+    report = jielong.run(recipe, folder, overrides=[*settings, "ppo.kl_limit=0.05"], until="ppo", quiet=True)
+    figures = report["stages"]["ppo"]["figures"]
+    metrics = metrics_of(stage_of(folder, "ppo"))
+    assert all(row["ptx_loss_nats"] > 0 for row in metrics[:-1])
+    assert 1 < len(metrics) < 6 and metrics[-1]["kl_nats_per_reply"] > 0.05 and "gold_reward" in metrics[-1]
+    assert figures["episodes"] == 8 * len(metrics)
+    assert 0 <= figures["gold_win_rate_unaveraged"] <= 1
+    assert figures["kl_nats_per_reply_unaveraged"] != figures["kl_nats_per_reply"]

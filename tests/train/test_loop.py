@@ -193,7 +193,10 @@ def test_objective_runs_under_autocast() -> None:
 def test_pairs_and_rollouts_go_through_the_same_step() -> None:
     tokens = torch.randint(0, 40, (2, 8), generator=torch.Generator().manual_seed(3))
     segments = torch.ones(2, 8, dtype=torch.int32)
-    pairs = PairBatch(tokens, segments, torch.tensor([7, 7]), torch.tensor([[0, 1]]), torch.ones(1), 1)
+    pairs = PairBatch(
+        tokens, segments, torch.tensor([4, 4]), torch.tensor([7, 7]), torch.tensor([[0, 1]]), torch.ones(1),
+        torch.zeros(1), torch.ones(1), 1,
+    )  # fmt: skip
     mask = segments.bool()
     zeros = torch.zeros(2, 8)
     rollout = Rollout(tokens, mask, segments, zeros, zeros, zeros, zeros, zeros, zeros, num_units=int(mask.sum()))

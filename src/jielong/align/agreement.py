@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jielong.align.reward import Candidates, collate, pair_loss, read_scores
+from jielong.align.comparisons import Candidates, collate
+from jielong.align.reward import pair_loss, read_scores
 from jielong.errors import DataError
 from jielong.intervals import wilson_ci95
 from jielong.model.transformer import Transformer

@@ -1,19 +1,21 @@
-"""Who learns in PPO, from what, and what a checkpoint between two iterations must hold."""
+"""Who learns from rewards, from what, and what a checkpoint between two iterations must hold."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from jielong.align.judges import ReplyScorer, RewardEnsemble
 from jielong.align.kl import KLController, build_controller
-from jielong.align.reward import RewardModel
+from jielong.align.reward import RewardModel, scalar_from_policy
 from jielong.align.rollout import Actors, weights_hash
-from jielong.align.settings import PPOConfig
+from jielong.align.settings import GRPOConfig, PolicyConfig, PPOConfig
 from jielong.errors import CheckpointError, TrainingError
 from jielong.model.transformer import Transformer
 from jielong.tokenizer.tokenizer import Tokenizer
+from jielong.train.lora import Adapter, LoraConfig, attach, shared_copy, without_adapter
 from jielong.train.optim import OptimizerConfig, build_optimizer
 
 
@@ -23,42 +25,133 @@ class Learner:
 
     actors: Actors
     policy_optimizer: torch.optim.Optimizer
-    critic_optimizer: torch.optim.Optimizer
+    critic_optimizer: torch.optim.Optimizer | None
     kl: KLController
     frozen_hashes: dict[str, str]  # of the models that must not change: "reference", "reward"
+    adapters: dict[str, Adapter]  # of policy and critic, where only those learn
+    average: torch.nn.Module | None  # moving average of the policy's weights, or of its adapter's
 
     @property
     def models(self) -> dict[str, torch.nn.Module]:
         """What a checkpoint holds, by name."""
-        return {"policy": self.actors.policy, "critic": self.actors.critic}
+        found = {"policy": self.actors.policy, "critic": self.actors.critic, **self.adapters, "average": self.average}
+        return {name: model for name, model in found.items() if model is not None}
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """What a checkpoint holds, by name."""
-        return {"policy": self.policy_optimizer, "critic": self.critic_optimizer}
+        found = {"policy": self.policy_optimizer, "critic": self.critic_optimizer}
+        return {name: optimizer for name, optimizer in found.items() if optimizer is not None}
 
 
-def build_learner(policy: Transformer, reward: RewardModel, tokenizer: Tokenizer, config: PPOConfig) -> Learner:
-    """A learner from the SFT model and its reward model.
+def build_learner(
+    policy: Transformer,
+    reward: RewardModel | RewardEnsemble | ReplyScorer,
+    tokenizer: Tokenizer,
+    config: PPOConfig | GRPOConfig,
+    lora: LoraConfig | None = None,
+    generator: torch.Generator | None = None,
+) -> Learner:
+    """A learner from the SFT model and what judges its replies.
 
-    The policy is trained in place; the reference is a frozen copy of it as it is now, the critic starts as the reward
-    model. To go on from a checkpoint, build from the same two model folders, load the weights, then `restore`.
+    The policy is trained in place; the reference is a frozen copy of it as it is now. PPO's critic starts as the reward
+    model, or where the reward is none, as the policy with a fresh scalar head. To go on from a checkpoint, build from
+    the same model folders, load the weights, then `restore`.
+    lora: train adapters of policy and critic instead. The reference is then the policy without its adapter, and
+    reference and reward model share their weights with the two: two models in memory, not four.
+    generator: of a fresh head and of the adapters.
     """
-    reference = copy.deepcopy(policy).eval().requires_grad_(False)
-    reward.model.eval().requires_grad_(False)
-    actors = Actors(policy, reward.critic(), reference, reward, tokenizer)
-    hashes = {"reference": weights_hash(reference), "reward": weights_hash(reward.model)}
-    return assemble(actors, config, hashes)
+    for judge in reward_models(reward).values():
+        judge.model.eval().requires_grad_(False)
+    critic = _critic(policy, reward, lora is not None, generator) if isinstance(config, PPOConfig) else None
+    adapters: dict[str, Adapter] = {}
+    if lora is None:
+        reference = copy.deepcopy(policy).eval().requires_grad_(False)
+    else:
+        assert generator is not None
+        adapters["policy"] = attach(policy, lora, generator)
+        if critic is not None:
+            adapters["critic"] = attach(critic, lora, generator)
+        reference = without_adapter(policy)
+    hashes = {"reference": weights_hash(reference)}
+    hashes |= {name: weights_hash(judge.model) for name, judge in reward_models(reward).items()}
+    return assemble(Actors(policy, critic, reference, reward, tokenizer), config, hashes, adapters)
 
 
-def assemble(actors: Actors, config: PPOConfig, frozen_hashes: dict[str, str]) -> Learner:
+def _critic(
+    policy: Transformer,
+    reward: RewardModel | RewardEnsemble | ReplyScorer,
+    shared: bool,
+    generator: torch.Generator | None,
+) -> Transformer:
+    """Where a critic starts from. shared: its trunk is the reward model's own, to be adapted and not changed."""
+    judges = list(reward_models(reward).values())
+    if not judges:
+        assert generator is not None
+        return scalar_from_policy(policy, generator)
+    if not shared:
+        return judges[-1].critic()
+    critic = shared_copy(judges[-1].model)
+    critic.score.weight = torch.nn.Parameter(judges[-1].gain * judges[-1].model.score.weight)
+    return critic
+
+
+def reward_models(reward: object) -> dict[str, RewardModel]:
+    """The reward models among what judges, by name: "reward", or "reward-1", ... of an ensemble."""
+    if isinstance(reward, RewardModel):
+        return {"reward": reward}
+    if not isinstance(reward, RewardEnsemble):
+        return {}
+    return {f"reward-{n}": model for n, model in enumerate(reward.models, start=1) if isinstance(model, RewardModel)}
+
+
+def _normalisation(reward: object) -> dict[str, object]:
+    """Gain and bias of the reward models, as a checkpoint keeps them."""
+    found = {name: {"gain": judge.gain, "bias": judge.bias} for name, judge in reward_models(reward).items()}
+    return dict(found.get("reward", found))
+
+
+def assemble(
+    actors: Actors,
+    config: PPOConfig | GRPOConfig,
+    frozen_hashes: dict[str, str],
+    adapters: dict[str, Adapter] | None = None,
+) -> Learner:
     """A learner of given actors. Adam's epsilon is 1e-5: the usual 1e-8 makes the first steps too large."""
-    optimizers = [
-        build_optimizer(model, OptimizerConfig(rate, weight_decay=0.0, beta2=0.999, eps=1e-5))
-        for model, rate in ((actors.policy, config.learning_rate), (actors.critic, config.critic_learning_rate))
-    ]
+
+    def optimizer(model: Transformer, rate: float) -> torch.optim.Optimizer:
+        return build_optimizer(model, OptimizerConfig(rate, weight_decay=0.0, beta2=0.999, eps=1e-5))
+
+    of_critic = None
+    if isinstance(config, PPOConfig):
+        assert actors.critic is not None, "PPO needs a critic"
+        of_critic = optimizer(actors.critic, config.critic_learning_rate)
     controller = build_controller(config.kl_coefficient, config.target_kl, config.kl_horizon_episodes)
-    return Learner(actors, optimizers[0], optimizers[1], controller, frozen_hashes)
+    of_policy = optimizer(actors.policy, config.learning_rate)
+    learner = Learner(actors, of_policy, of_critic, controller, frozen_hashes, adapters or {}, None)
+    if config.ema_decay is None:
+        return learner
+    return replace(learner, average=copy.deepcopy(learner.models["policy"]).requires_grad_(False))
+
+
+@torch.no_grad()
+def move_average(learner: Learner, config: PolicyConfig) -> None:
+    """After a step of the policy: average <- decay * average + (1 - decay) * policy. Nothing without an average.
+
+    Source: Ouyang et al. 2022, arXiv:2203.02155, appendix C.4.
+    """
+    if learner.average is None or config.ema_decay is None:
+        return
+    for kept, now in zip(learner.average.parameters(), learner.models["policy"].parameters(), strict=True):
+        kept.lerp_(now, 1 - config.ema_decay)
+
+
+@torch.no_grad()
+def take_average(learner: Learner) -> None:
+    """Make the average the policy. Nothing without an average."""
+    if learner.average is not None:
+        for now, kept in zip(learner.models["policy"].parameters(), learner.average.parameters(), strict=True):
+            now.copy_(kept)
 
 
 def checkpoint_state(learner: Learner, iteration: int) -> dict[str, object]:
@@ -67,12 +160,10 @@ def checkpoint_state(learner: Learner, iteration: int) -> dict[str, object]:
     Raises TrainingError when the reference or the reward model is not what it was.
     """
     check_frozen(learner)
-    reward = learner.actors.reward
-    normalisation = {"gain": reward.gain, "bias": reward.bias} if isinstance(reward, RewardModel) else {}
     return {
         "iteration": iteration,
         "kl_coefficient": learner.kl.coefficient,
-        "reward": normalisation,
+        "reward": _normalisation(learner.actors.reward),
         "hashes": learner.frozen_hashes,
     }
 
@@ -82,11 +173,9 @@ def restore(learner: Learner, state: dict[str, object]) -> int:
 
     Raises CheckpointError when the checkpoint was made with another reference or reward model.
     """
-    reward = learner.actors.reward
-    normalisation = {"gain": reward.gain, "bias": reward.bias} if isinstance(reward, RewardModel) else {}
     for what, stored, now in (
         ("reference and reward weights", state["hashes"], learner.frozen_hashes),
-        ("reward normalisation", state["reward"], normalisation),
+        ("reward normalisation", state["reward"], _normalisation(learner.actors.reward)),
     ):
         if stored != now:
             raise CheckpointError(
@@ -100,8 +189,7 @@ def restore(learner: Learner, state: dict[str, object]) -> int:
 def check_frozen(learner: Learner) -> None:
     """Raises TrainingError when the reference or the reward model has changed since the learner was built."""
     models: dict[str, torch.nn.Module] = {"reference": learner.actors.reference}
-    if isinstance(learner.actors.reward, RewardModel):
-        models["reward"] = learner.actors.reward.model
+    models |= {name: judge.model for name, judge in reward_models(learner.actors.reward).items()}
     for name, model in models.items():
         if name in learner.frozen_hashes and weights_hash(model) != learner.frozen_hashes[name]:
             raise TrainingError(f"the weights of the {name} changed during PPO; they must be frozen")

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation: the two losses, the update from one rollout, and the iterations.
+"""Proximal policy optimisation: the two losses, the update from one rollout, and the iterations; GRPO's and RLOO's too.
 
 Everything an iteration does is a function of its number, the seed, the weights and the optimizers' state, so a run that
 goes on from a checkpoint taken between two iterations is bit-equal to one that was never stopped.
@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from jielong.align.learner import Learner, check_frozen
+from jielong.align.grpo import collect_groups
+from jielong.align.learner import Learner, check_frozen, move_average
 from jielong.align.rollout import collect, iteration_prompts, minibatch_rows, trim, values_before
-from jielong.align.settings import PPOConfig
+from jielong.align.settings import GRPOConfig, PolicyConfig, PPOConfig
 from jielong.data.batch import Batch, Rollout
 from jielong.errors import TrainingError
 from jielong.generate.engine import Completion
@@ -51,7 +52,7 @@ def policy_terms(logprobs: Tensor, batch: Rollout, clip_range: float) -> tuple[T
     return loss.sum(), metrics
 
 
-def policy_loss(config: PPOConfig) -> Objective[Transformer, Rollout]:
+def policy_loss(config: PolicyConfig) -> Objective[Transformer, Rollout]:
     """Objective of the policy; log-probabilities by the code path of the rollout's own."""
 
     def objective(model: Transformer, batch: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
@@ -84,26 +85,32 @@ def value_loss(config: PPOConfig) -> Objective[Transformer, Rollout]:
     return objective
 
 
-def with_pretraining(
-    objective: Objective[Transformer, Rollout], batch: Batch, coefficient: float
-) -> Objective[Transformer, Rollout]:
-    """PPO-ptx: the objective plus coefficient times the mean next-token loss (nats) on pre-training rows.
+def with_text(
+    objective: Objective[Transformer, Rollout], coefficient: float, rollout_units: int
+) -> Objective[Transformer, Rollout | Batch]:
+    """PPO-ptx: the objective, plus coefficient times the mean next-token loss (nats) on a batch of other text.
 
-    The added term is multiplied by the rollout's own units, so that after `train_step`'s one division it is the mean,
-    whatever the micro-batches. Source: Ouyang et al. 2022, arXiv:2203.02155, equation 2.
+    That batch is a micro-batch of its own beside the rollout's, without units (see `text_batch`). Its term is
+    multiplied by rollout_units, those of the whole minibatch, so that after `train_step`'s one division it is the mean.
+    Source: Ouyang et al. 2022, arXiv:2203.02155, equation 2.
     """
 
-    def mixed(model: Transformer, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, metrics = objective(model, rollout)
-        likelihood, _ = next_token(model, batch.to(rollout.tokens.device))
-        scale = rollout.num_units / max(batch.num_units, 1)
-        metrics = {**metrics, "pretraining_loss_nats": likelihood.detach() * scale}
-        return loss + coefficient * scale * likelihood, metrics
+    def mixed(model: Transformer, batch: Rollout | Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        if isinstance(batch, Rollout):
+            return objective(model, batch)
+        loss, _ = next_token(model, batch)
+        mean = loss / batch.mask.sum().clamp(min=1) * rollout_units
+        return coefficient * mean, {"ptx_loss_nats": mean.detach()}
 
     return mixed
 
 
-def minibatches(rollout: Rollout, config: PPOConfig, order: Sequence[int]) -> Iterator[list[Rollout]]:
+def text_batch(batch: Batch) -> Batch:
+    """Rows of text that share a step with a rollout without counting into what its loss is averaged over."""
+    return replace(batch, num_units=0)
+
+
+def minibatches(rollout: Rollout, config: PolicyConfig, order: Sequence[int]) -> Iterator[list[Rollout]]:
     """The rollout's rows in this order, as lists of micro-batches, each as long as its longest row."""
     rows = torch.tensor(order, device=rollout.tokens.device)
     for cuts in minibatch_rows(len(order), config):
@@ -135,44 +142,46 @@ class _Tally:
 def update(
     learner: Learner,
     rollout: Rollout,
-    config: PPOConfig,
+    config: PPOConfig | GRPOConfig,
     runtime: Runtime,
     iteration: int,
-    pretraining: Batch | None = None,
+    text: Callable[[int], Batch] | None = None,
 ) -> dict[str, float]:
     """Learn from one rollout: inner_epochs passes, each minibatch one step of the policy and one of the critic.
 
     The first pass takes the rows as they lie, the way their log-probabilities were computed; later ones are shuffled.
     When a minibatch shows that the policy has moved too far from the rollout's, the update ends there.
+    text: step of this update -> rows for PPO-ptx.
     Returns means over the steps. Raises TrainingError when the ratios of the first minibatch are not 1.
     """
-    objective = policy_loss(config)
-    if pretraining is not None and config.pretraining_coefficient > 0:
-        objective = with_pretraining(objective, pretraining, config.pretraining_coefficient)
-    critic_objective = value_loss(config)
-    policy, critic = learner.actors.policy, learner.actors.critic
-    tally, num_steps, stopped = _Tally(), 0, False
+    objective, policy, tally, num_steps, stopped = policy_loss(config), learner.actors.policy, _Tally(), 0, False
     for batch in _passes(rollout, config, runtime, iteration):
-        if iteration >= config.critic_warmup_iterations:
+        if isinstance(config, GRPOConfig) or iteration >= config.critic_warmup_iterations:
+            micro_batches: list[Rollout | Batch] = list(batch)
+            if text is not None and config.ptx_coefficient > 0:
+                micro_batches.append(text_batch(text(num_steps)))
+            mixed = with_text(objective, config.ptx_coefficient, sum(part.num_units for part in batch))
             stats = train_step(
-                policy, learner.policy_optimizer, batch, objective, runtime, config.gradient_clip, iteration
+                policy, learner.policy_optimizer, micro_batches, mixed, runtime, config.gradient_clip, iteration
             )
             if num_steps == 0:
                 check_ratio(stats)
+            move_average(learner, config)
             tally.add_step("policy", stats)
             limit = config.inner_kl_limit
             stopped = limit is not None and stats.metrics["approx_kl"] > INNER_KL_FACTOR * limit
-        stats = train_step(
-            critic, learner.critic_optimizer, batch, critic_objective, runtime, config.gradient_clip, iteration
-        )
-        tally.add_step("critic", stats)
+        if isinstance(config, PPOConfig):
+            critic, optimizer = learner.actors.critic, learner.critic_optimizer
+            assert critic is not None and optimizer is not None, "PPO needs a critic"
+            stats = train_step(critic, optimizer, batch, value_loss(config), runtime, config.gradient_clip, iteration)
+            tally.add_step("critic", stats)
         num_steps += 1
         if stopped:
             break
     return {**tally.means(), "update_steps": float(num_steps), "stopped_early": float(stopped)}
 
 
-def _passes(rollout: Rollout, config: PPOConfig, runtime: Runtime, iteration: int) -> Iterator[list[Rollout]]:
+def _passes(rollout: Rollout, config: PolicyConfig, runtime: Runtime, iteration: int) -> Iterator[list[Rollout]]:
     """The minibatches of all inner epochs."""
     num_rows = len(rollout.tokens)
     for epoch in range(config.inner_epochs):
@@ -193,42 +202,53 @@ def check_ratio(stats: StepStats) -> None:
 
 @dataclass(frozen=True)
 class IterationStats:
-    """What one iteration did. iteration: how many are done now. figures: see collect and update."""
+    """What one iteration did. iteration: how many are done now. figures: see collect and update. stopped: the last."""
 
     iteration: int
     figures: dict[str, float]
     completions: list[Completion]
+    stopped: bool = False
 
 
 def optimise(
     learner: Learner,
     prompts: Sequence[list[int]],
-    config: PPOConfig,
+    config: PPOConfig | GRPOConfig,
     runtime: Runtime,
     *,
     start: int = 0,
-    pretraining: Callable[[int], Batch] | None = None,
+    text: Callable[[int], Batch] | None = None,
 ) -> Iterator[IterationStats]:
     """Iterations start, ..., num_iterations - 1, yielding after each; save, log and judge in the caller's loop.
 
+    They end before that when a rollout is farther from the reference than kl_limit; nothing is learned from that one.
+
     prompts: ids ending where the reply begins, all of which must leave room for a reply (rollout.fitting_prompts).
-    pretraining: iteration -> rows for PPO-ptx. Seeds come from runtime.seed and the iteration alone.
+    text: step of the policy, counted over all iterations -> rows for PPO-ptx. Seeds come from runtime.seed and the
+    iteration alone.
     Raises TrainingError; see collect, update and check_frozen (called after the last iteration).
     """
     for iteration in range(start, config.num_iterations):
-        rows = pretraining(iteration) if pretraining is not None else None
-        yield _iterate(learner, prompts, config, runtime, iteration, rows)
-        if iteration + 1 == config.num_iterations:
+        rows = None if text is None else _from_step(text, iteration * config.steps_per_iteration)
+        stats = _iterate(learner, prompts, config, runtime, iteration, rows)
+        yield stats
+        if stats.stopped or iteration + 1 == config.num_iterations:
             check_frozen(learner)
+        if stats.stopped:
+            return
+
+
+def _from_step(text: Callable[[int], Batch], first: int) -> Callable[[int], Batch]:
+    return lambda step: text(first + step)
 
 
 def _iterate(
     learner: Learner,
     prompts: Sequence[list[int]],
-    config: PPOConfig,
+    config: PPOConfig | GRPOConfig,
     runtime: Runtime,
     iteration: int,
-    pretraining: Batch | None,
+    text: Callable[[int], Batch] | None,
 ) -> IterationStats:
     started = time.perf_counter()
     rate = multiplier(
@@ -238,14 +258,20 @@ def _iterate(
         num_steps=config.num_iterations,
         final_fraction=config.final_fraction,
     )
-    set_learning_rate(learner.policy_optimizer, rate)
-    set_learning_rate(learner.critic_optimizer, rate)
-    chosen = [prompts[i] for i in iteration_prompts(len(prompts), config.rollout_rows, runtime.seed, iteration)]
+    for optimizer in learner.optimizers.values():
+        set_learning_rate(optimizer, rate)
     coefficient, seed = learner.kl.coefficient, derive_seed(runtime.seed, "rollout", iteration)
-    rollout, figures, completions = collect(learner.actors, chosen, config, coefficient, seed, runtime)
+    num_prompts = config.rollout_rows // (config.group_size if isinstance(config, GRPOConfig) else 1)
+    chosen = [prompts[i] for i in iteration_prompts(len(prompts), num_prompts, runtime.seed, iteration)]
+    if isinstance(config, GRPOConfig):
+        rollout, figures, completions = collect_groups(learner.actors, chosen, config, coefficient, seed, runtime)
+    else:
+        rollout, figures, completions = collect(learner.actors, chosen, config, coefficient, seed, runtime)
     rollout_seconds = time.perf_counter() - started
-    figures |= update(learner, rollout, config, runtime, iteration, pretraining)
-    learner.kl.update(figures["kl_nats_per_reply"], config.rollout_rows)
+    stopped = config.kl_limit is not None and figures["kl_nats_per_reply"] > config.kl_limit
+    if not stopped:
+        figures |= update(learner, rollout, config, runtime, iteration, text)
+        learner.kl.update(figures["kl_nats_per_reply"], config.rollout_rows)
     seconds = time.perf_counter() - started
     figures |= {
         "kl_coefficient": coefficient,
@@ -254,4 +280,4 @@ def _iterate(
         "seconds": seconds,
         "episodes_per_second": config.rollout_rows / seconds,
     }
-    return IterationStats(iteration + 1, figures, completions)
+    return IterationStats(iteration + 1, figures, completions, stopped)

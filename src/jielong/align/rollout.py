@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from jielong.align.advantages import explained_variance, gae, token_rewards, whiten
+from jielong.align.comparisons import pad_rows
+from jielong.align.judges import ReplyScorer, Scorer, judged_rows
 from jielong.align.kl import k1, k3
-from jielong.align.reward import pad_rows
-from jielong.align.settings import PPOConfig
+from jielong.align.settings import PolicyConfig, PPOConfig
 from jielong.data.batch import Rollout
 from jielong.errors import TrainingError, UsageError
 from jielong.generate.engine import Completion, Engine
@@ -32,22 +32,14 @@ MEAN_GAP_BFLOAT16 = 0.05
 KL_ALARM_NATS = -0.1  # a KL is not negative; a mean below this has a cause other than sampling noise
 
 
-class Scorer(Protocol):
-    """What rollouts need of a reward model."""
-
-    def score(self, tokens: Tensor, segments: Tensor | None, ends: Tensor) -> Tensor:
-        """(R,) float32 from tokens (R, T) and the index (R,) of each row's last real token."""
-        ...
-
-
 @dataclass(frozen=True)
 class Actors:
-    """Who takes part: the policy and the critic learn, the reference and the reward model do not."""
+    """Who takes part: the policy and the critic (PPO alone has one) learn, the reference and the reward do not."""
 
     policy: Transformer
-    critic: Transformer
+    critic: Transformer | None
     reference: Transformer
-    reward: Scorer
+    reward: Scorer | ReplyScorer
     tokenizer: Tokenizer
 
 
@@ -113,7 +105,7 @@ def trim(rollout: Rollout) -> Rollout:
     return Rollout(**kept, num_units=rollout.num_units)
 
 
-def minibatch_rows(num_rows: int, config: PPOConfig) -> Iterator[list[slice]]:
+def minibatch_rows(num_rows: int, config: PolicyConfig) -> Iterator[list[slice]]:
     """The row ranges of each minibatch, one for every forward pass; rollout and update cut alike."""
     for first in range(0, num_rows, config.minibatch_rows):
         last = min(first + config.minibatch_rows, num_rows)
@@ -121,9 +113,31 @@ def minibatch_rows(num_rows: int, config: PPOConfig) -> Iterator[list[slice]]:
         yield [slice(cut, min(cut + config.micro_rows, last)) for cut in cuts]
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """Replies with all that the models say of them, before it is settled what they were worth. (B, T) but where said.
+
+    score: (B,) float32, the reward's own. final: (B,) with missing_eos_score where the reply does not end its turn.
+    groups: (B,) int64, which of the asked prompts each reply is to: its place in them divided by the group's size.
+    """
+
+    completions: list[Completion]
+    tokens: Tensor
+    mask: Tensor
+    segments: Tensor
+    ends: Tensor  # (B,)
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    score: Tensor
+    final: Tensor
+    groups: Tensor
+    figures: dict[str, float]
+
+
 @dataclass
 class _Read:
-    """What the four models say about the rows, each on the CPU or the device of the models."""
+    """What the models say about the rows, each on the CPU or the device of the models."""
 
     logprobs: Tensor
     entropy: Tensor
@@ -133,7 +147,7 @@ class _Read:
 
 
 @torch.no_grad()
-def _read(actors: Actors, tokens: Tensor, mask: Tensor, ends: Tensor, config: PPOConfig) -> _Read:
+def _read(actors: Actors, tokens: Tensor, mask: Tensor, ends: Tensor, config: PolicyConfig) -> _Read:
     """One pass of each model over the rows, in the very micro-batches in which the first update will see them.
 
     Log-probabilities are a pass of the training code, not the engine's: ratios then start at exactly 1.
@@ -149,9 +163,11 @@ def _read(actors: Actors, tokens: Tensor, mask: Tensor, ends: Tensor, config: PP
         # The same call as the policy's, entropy included: equal weights must give equal bits.
         reference, _ = scored_logprobs(actors.reference, shown, None, scored, config.temperature)
         found.ref_logprobs[rows, :length] = reference
-        values = values_before(actors.critic, shown)
-        found.values[rows, :length] = torch.where(scored, values, 0.0)
-        found.scores[rows] = actors.reward.score(shown, None, ends[rows]).float()
+        if actors.critic is not None:
+            values = values_before(actors.critic, shown)
+            found.values[rows, :length] = torch.where(scored, values, 0.0)
+        if not isinstance(actors.reward, ReplyScorer):
+            found.scores[rows] = actors.reward.score(shown, None, ends[rows]).float()
     return found
 
 
@@ -185,15 +201,15 @@ def check_gap(largest: float, mean: float, dtype: torch.dtype) -> None:
         )
 
 
-def collect(
-    actors: Actors, prompts: Sequence[list[int]], config: PPOConfig, kl_coefficient: float, seed: int, runtime: Runtime
-) -> tuple[Rollout, dict[str, float], list[Completion]]:
-    """One reply to each prompt, and the rollout made of them.
+def sample(
+    actors: Actors, prompts: Sequence[list[int]], config: PolicyConfig, seed: int, runtime: Runtime, group_size: int = 1
+) -> Sampled:
+    """One reply to each prompt, read by all models and scored.
 
-    prompts: ids that end where the reply begins. kl_coefficient: beta, reward a nat. seed: of the sampling; the result
-    is a function of it, the prompts and the weights. Advantages are whitened over the whole rollout, returns are not.
-    Returns (rollout on the runtime's device, figures, completions). Raises TrainingError when a score is not finite or
-    the engine's log-probabilities are not the trainer's.
+    prompts: ids that end where the reply begins, those of one group side by side. seed: of the sampling; the result
+    is a function of it, the prompts and the weights. Replies that the reward could not judge are left out and counted.
+    Raises TrainingError when those are too many, when a score is not finite, or when the engine's log-probabilities are
+    not the trainer's.
     """
     completions = Engine(actors.policy, actors.tokenizer, runtime).generate(
         prompts,
@@ -202,38 +218,68 @@ def collect(
         seed=seed,
         batch_rows=len(prompts),
     )
+    groups, skipped, judged = list(range(len(prompts))), 0.0, None
+    if isinstance(actors.reward, ReplyScorer):
+        given = actors.reward.score_replies(completions)
+        groups = judged_rows(given, config.max_skipped_fraction)
+        skipped = 1 - len(groups) / len(completions)
+        completions, judged = [completions[row] for row in groups], torch.tensor([given[row] for row in groups])
     tokens, mask, segments, ends = (part.to(runtime.device) for part in lay_out(completions, actors.tokenizer.pad_id))
     with runtime.autocast():
         read = _read(actors, tokens, mask, ends, config)
+    score = read.scores if judged is None else judged.float().to(runtime.device)
     largest, mean = engine_gap(completions, read.logprobs, mask)
     check_gap(largest, mean, runtime.dtype)
     end_id = actors.tokenizer.end_id
     ended = torch.tensor([each.tokens[-1] == end_id for each in completions], device=runtime.device)
-    scores = final_scores(read.scores, ended, config.missing_eos_score)
-    rewards = token_rewards(scores, ends, k1(read.logprobs, read.ref_logprobs), mask, kl_coefficient)
-    advantages, returns = gae(rewards, read.values, mask, discount=config.discount, smoothing=config.smoothing)
-    rollout = Rollout(
-        tokens=tokens,
-        mask=mask,
-        segments=segments,
-        logprobs=read.logprobs,
-        ref_logprobs=read.ref_logprobs,
-        values=read.values,
-        rewards=rewards,
-        advantages=whiten(advantages, mask),
-        returns=returns,
-        num_units=int(mask.sum()),
-    )
+    final = final_scores(score, ended, config.missing_eos_score)
     figures = {
-        "proxy_reward": float(read.scores.mean()),
-        "proxy_reward_final": float(scores.mean()),
+        "proxy_reward": float(score.mean()),
+        "proxy_reward_final": float(final.mean()),
         "ended_rate": float(ended.float().mean()),
         "entropy_nats": float(masked_mean(read.entropy, mask)),
         "engine_gap_largest_nats": largest,
         "engine_gap_mean_nats": mean,
-        **rollout_figures(rollout),
+        **({"skipped_rate": skipped} if judged is not None else {}),
     }
-    return rollout, figures, completions
+    group = torch.tensor(groups, device=runtime.device) // group_size
+    return Sampled(
+        completions, tokens, mask, segments, ends, read.logprobs, read.ref_logprobs, read.values, score, final, group,
+        figures,
+    )  # fmt: skip
+
+
+def collect(
+    actors: Actors, prompts: Sequence[list[int]], config: PPOConfig, kl_coefficient: float, seed: int, runtime: Runtime
+) -> tuple[Rollout, dict[str, float], list[Completion]]:
+    """The rollout of PPO from one reply to each prompt; see `sample`.
+
+    kl_coefficient: beta, reward a nat. Advantages are whitened over the whole rollout, returns are not.
+    Returns (rollout on the runtime's device, figures, completions).
+    """
+    found = sample(actors, prompts, config, seed, runtime)
+    kl, mask = k1(found.logprobs, found.ref_logprobs), found.mask
+    rewards = token_rewards(found.final, found.ends, kl, mask, kl_coefficient)
+    advantages, returns = gae(rewards, found.values, mask, discount=config.discount, smoothing=config.smoothing)
+    rollout = as_rollout(found, rewards, whiten(advantages, mask), returns)
+    figures = {**found.figures, **rollout_figures(rollout), **critic_figures(rollout)}
+    return rollout, figures, found.completions
+
+
+def as_rollout(found: Sampled, rewards: Tensor, advantages: Tensor, returns: Tensor) -> Rollout:
+    """What is learned from: the replies and what each of their tokens was worth. All (B, T)."""
+    return Rollout(
+        tokens=found.tokens,
+        mask=found.mask,
+        segments=found.segments,
+        logprobs=found.logprobs,
+        ref_logprobs=found.ref_logprobs,
+        values=found.values,
+        rewards=rewards,
+        advantages=advantages,
+        returns=returns,
+        num_units=int(found.mask.sum()),
+    )
 
 
 def rollout_figures(rollout: Rollout) -> dict[str, float]:
@@ -249,6 +295,13 @@ def rollout_figures(rollout: Rollout) -> dict[str, float]:
         "kl_alarm": float(per_reply < KL_ALARM_NATS),
         "reward_per_reply": float((rollout.rewards * mask).sum()) / episodes,
         "reply_tokens": float(mask.sum()) / episodes,
+    }
+
+
+def critic_figures(rollout: Rollout) -> dict[str, float]:
+    """How well the critic knew what would come, over scored tokens only."""
+    mask = rollout.mask
+    return {
         "value_mean": float(masked_mean(rollout.values, mask)),
         "return_mean": float(masked_mean(rollout.returns, mask)),
         "explained_variance": explained_variance(rollout.values, rollout.returns, mask),

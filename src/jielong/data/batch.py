@@ -7,6 +7,7 @@ no sentinel; the shift by one happens in `model/logprobs.py`. Padding is always 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,41 +58,48 @@ class Batch:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Replies to compare: R rows (prompt + reply), each run once, and M decided pairs among them.
+    """Replies to compare: R rows (prompt + reply), each run once, and M judged pairs among them.
 
-    tokens: (R, T) int64. segments: (R, T) int32, 1 = real, 0 = padding. ends: (R,) int64, index of the last real token,
-    where the score is read. pairs: (M, 2) int64, row numbers (better, worse). weights: (M,) float32, such that each
-    prompt weighs one in all. num_units: number of prompts. Raises ValueError when shapes or dtypes are wrong.
+    tokens: (R, T) int64. segments: (R, T) int32, 1 = real, 0 = padding. starts, ends: (R,) int64, index of the reply's
+    first token and of the last real one, where a score is read. pairs: (M, 2) int64, row numbers (better, worse).
+    weights: (M,) float32, such that each prompt weighs one in all. margins: (M,) float32, how much better at least.
+    targets: (M,) float32, chance that the better one is preferred: 1, or 1/2 for a tie. num_units: number of prompts.
+    ref_logprobs: (R,) float32, of the replies under a reference; DPO alone has them.
+    Raises ValueError when shapes or dtypes are wrong.
     """
 
     tokens: Tensor
     segments: Tensor
+    starts: Tensor
     ends: Tensor
     pairs: Tensor
     weights: Tensor
+    margins: Tensor
+    targets: Tensor
     num_units: int
+    ref_logprobs: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = _matrix_shape("tokens", self.tokens)
         num_pairs = self.pairs.shape[0]
         _check("tokens", self.tokens, torch.int64, shape)
         _check("segments", self.segments, torch.int32, shape)
-        _check("ends", self.ends, torch.int64, shape[:1])
+        for name in ("starts", "ends"):
+            _check(name, self.__dict__[name], torch.int64, shape[:1])
         _check("pairs", self.pairs, torch.int64, (num_pairs, 2))
-        _check("weights", self.weights, torch.float32, (num_pairs,))
+        for name in ("weights", "margins", "targets"):
+            _check(name, self.__dict__[name], torch.float32, (num_pairs,))
+        if self.ref_logprobs is not None:
+            _check("ref_logprobs", self.ref_logprobs, torch.float32, shape[:1])
         if self.num_units < 0:
             raise ValueError(f"num_units is {self.num_units}, must not be negative")
 
     def to(self, device: torch.device | str) -> PairBatch:
         """The same batch with its tensors on `device`."""
-        return replace(
-            self,
-            tokens=self.tokens.to(device),
-            segments=self.segments.to(device),
-            ends=self.ends.to(device),
-            pairs=self.pairs.to(device),
-            weights=self.weights.to(device),
-        )
+        values: dict[str, Any] = {
+            name: value.to(device) if isinstance(value, Tensor) else value for name, value in self.__dict__.items()
+        }
+        return PairBatch(**values)
 
 
 @dataclass(frozen=True)

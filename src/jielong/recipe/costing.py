@@ -167,19 +167,45 @@ def _reward(settings: Any, state: _State) -> dict[str, Any]:
     return _with_sampling(training, replies * settings.max_new_tokens, state)
 
 
-def _ppo(settings: Any, state: _State) -> dict[str, Any]:
+def _policy(settings: Any, state: _State) -> dict[str, Any]:
+    """ppo and grpo, which has no critic."""
     if state.model is None:
         return {}
     episodes = settings.num_iterations * settings.rollout_rows
     row = settings.max_new_tokens + TOKENS_PER_CONVERSATION // 2
-    # policy and critic train inner_epochs times; old and reference log-probs, values, score are forward only: a third
-    passes = 2 * settings.inner_epochs + 4 / 3
+    num_learning = 2 if "critic_learning_rate" in type(settings).model_fields else 1
+    # they train inner_epochs times; old and reference log-probs, values, score are forward only: a third
+    passes = num_learning * settings.inner_epochs + (2 + num_learning) / 3
     training = _training(
         state.model, round(episodes * row * passes), settings.micro_batch_rows * row, state.training_rate
     )
-    training["memory_bytes"] *= 2
-    judged = 2 * settings.judged_prompts * settings.judged_seeds
-    return _with_sampling(training, (episodes + judged) * settings.max_new_tokens, state)
+    training["memory_bytes"] *= num_learning
+    return _with_sampling(training, (episodes + _judged_replies(settings)) * settings.max_new_tokens, state)
+
+
+def _judged_replies(settings: Any) -> int:
+    return 2 * settings.judged_prompts * settings.judged_seeds
+
+
+def _dpo(settings: Any, state: _State) -> dict[str, Any]:
+    """As reward where it samples itself; of another stage's comparisons only the judging is known."""
+    found = _reward(settings, state)
+    if state.model is None or not found:
+        return {}
+    return _with_sampling(found, _judged_replies(settings) * settings.max_new_tokens, state)
+
+
+def _best_of_n(settings: Any, state: _State) -> dict[str, Any]:
+    if state.model is None:
+        return {}
+    replies = settings.num_prompts * settings.replies_per_prompt + _judged_replies(settings)
+    batch_tokens = settings.batch_rows * state.model.max_length
+    if settings.num_steps is not None:
+        tokens = settings.num_steps * settings.accumulate * batch_tokens
+    else:
+        tokens = settings.epochs * settings.num_prompts * (settings.max_new_tokens + TOKENS_PER_CONVERSATION // 2)
+    training = _training(state.model, round(tokens), batch_tokens, state.training_rate)
+    return _with_sampling(training, replies * settings.max_new_tokens, state)
 
 
 def _with_sampling(training: dict[str, Any], sampled_tokens: int, state: _State) -> dict[str, Any]:
@@ -193,7 +219,7 @@ def _evaluate(settings: Any, state: _State) -> dict[str, Any]:
     if state.model is None:
         return {}
     kinds = [stage.kind for stage in state.recipe.stages]
-    num_models = sum(kind in ("pretrain", "sft", "ppo") for kind in kinds)
+    num_models = sum(kind in ("pretrain", "sft", "ppo", "grpo", "dpo", "best_of_n") for kind in kinds)
     asks = any("world" in stage_sources(stage) for stage in state.recipe.stages)
     num_skills = len(settings.skills) or NUM_SKILLS
     num_questions = settings.questions_per_skill * num_skills if asks else len(settings.prompts)
@@ -208,7 +234,10 @@ ESTIMATES: dict[str, Callable[[Any, _State], dict[str, Any]]] = {
     "pretrain": _pretrain,
     "sft": _sft,
     "reward": _reward,
-    "ppo": _ppo,
+    "ppo": _policy,
+    "grpo": _policy,
+    "dpo": _dpo,
+    "best_of_n": _best_of_n,
     "evaluate": _evaluate,
 }
 

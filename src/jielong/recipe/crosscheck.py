@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from jielong.config import Settings
+from jielong.data.world.world import SKILLS
 from jielong.errors import RecipeError, nearest
 
 if TYPE_CHECKING:
@@ -19,8 +20,12 @@ NEEDS = {
     "sft": ("pretrain",),
     "reward": ("sft",),
     "ppo": ("sft", "reward"),
+    "grpo": ("sft", "reward"),
+    "dpo": ("sft",),
+    "best_of_n": ("sft", "reward"),
     "evaluate": ("pretrain",),
 }
+POLICIES = ("ppo", "grpo")
 STAGE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -53,10 +58,29 @@ def _check_order(stage: Stage, before: tuple[Stage, ...], after: tuple[Stage, ..
                 "delete model or the pretrain stage"
             )
         needs = ()
-    if stage.kind == "ppo" and stage.settings.pretraining_coefficient > 0 and "pretrain" not in earlier:
+    if stage.kind in POLICIES and stage.settings.reward in ("verifiable", "http"):
+        needs = ("sft",)
+    if stage.kind in (*POLICIES, "best_of_n") and stage.settings.reward in ("mean", "min"):
+        num_models = sum(other.kind == "reward" for other in before)
+        if num_models < 2:
+            raise RecipeError(
+                f'{here}: reward = "{stage.settings.reward}" wants 2 or more stages of kind reward before it, there '
+                f'{"is" if num_models == 1 else "are"} {num_models}; add [reward-2] with kind = "reward"'
+            )
+    if stage.kind == "dpo" and stage.settings.comparisons is not None:
+        names = [other.name for other in before if other.kind == "reward"]
+        if stage.settings.comparisons not in names:
+            guess = nearest(stage.settings.comparisons, names)
+            hint = f"; did you mean '{guess}'?" if guess else ""
+            raise RecipeError(
+                f"{here}: comparisons = '{stage.settings.comparisons}' is no stage of kind reward before it{hint} "
+                f"(there: {', '.join(names) or 'none'})"
+            )
+    if stage.kind in POLICIES and stage.settings.ptx_coefficient > 0 and stage.settings.ptx_source not in earlier:
+        source = stage.settings.ptx_source
         raise RecipeError(
-            f"{here}: pretraining_coefficient = {stage.settings.pretraining_coefficient} wants pre-training rows, and "
-            "there is no pretrain stage before it; delete it or add [pretrain]"
+            f"{here}: ptx_coefficient = {stage.settings.ptx_coefficient} with ptx_source = '{source}' wants the rows "
+            f"of such a stage, and there is none before it; delete it, add [{source}], or choose another ptx_source"
         )
     if stage.kind == "evaluate" and "sft" in earlier:
         needs = ()
@@ -84,7 +108,8 @@ def _check_sources(recipe: Recipe, where: str) -> None:
                     f"{where} [{stage.name}]: sources names '{name}', which is neither \"world\" nor a table "
                     f"[data.sources.{name}]{hint} (legal: {', '.join(legal)})"
                 )
-        if "sources" in type(stage.settings).model_fields and not _sources(stage):
+        optional = stage.kind == "dpo" and stage.settings.comparisons is not None
+        if "sources" in type(stage.settings).model_fields and not _sources(stage) and not optional:
             raise RecipeError(f"{where} [{stage.name}]: sources is empty; name one or more of {', '.join(legal)}")
     used = {name for stage in recipe.stages for name in _sources(stage)}
     for name in declared:
@@ -110,7 +135,7 @@ def _check_world(recipe: Recipe, where: str) -> None:
             _both_or_neither(here, "num_conversations", settings.num_conversations, "world" in settings.sources)
             if set(settings.sources) == {"world"}:
                 _refuse_changed(here, settings, "heldout_fraction", "the world has held-out conversations of its own")
-        if stage.kind == "reward":
+        if stage.kind in ("reward", "dpo"):
             for key in ("num_prompts", "replies_per_prompt"):
                 _both_or_neither(here, key, settings.__dict__[key], "world" in settings.sources)
             if "world" not in settings.sources:
@@ -118,12 +143,26 @@ def _check_world(recipe: Recipe, where: str) -> None:
         if stage.kind == "curate" and set(settings.sources) == {"world"}:
             for key in ("heldout_fraction", "heldout"):
                 _refuse_changed(here, settings, key, "the world has held-out text of its own")
-        if stage.kind == "ppo" and not asks_world:
+        if stage.kind in POLICIES and not asks_world:
             _refuse_changed(here, settings, "watch_every", "only the world has a judge for the gold curve")
+        if stage.kind in POLICIES and settings.reward == "verifiable":
+            _refuse_changed(here, settings, "watch_every", "the gold curve is of stories, not of verified answers")
+            _check_skills(here, settings.skills, asks_world)
         if stage.kind == "evaluate" and asks_world and settings.prompts:
             raise RecipeError(f"{here}: prompts has no effect where the world asks its own questions; delete it")
         if stage.kind == "evaluate" and not asks_world and settings.skills:
             raise RecipeError(f'{here}: skills has no effect without "world" in some sources; set prompts instead')
+
+
+def _check_skills(here: str, skills: tuple[str, ...], asks_world: bool) -> None:
+    """Only the world's questions can be verified, and only by their names."""
+    if not asks_world:
+        raise RecipeError(f'{here}: reward = "verifiable" asks the world, which no stage reads; choose another reward')
+    for skill in skills:
+        if skill not in SKILLS:
+            guess = nearest(skill, SKILLS)
+            hint = f"; did you mean '{guess}'?" if guess else ""
+            raise RecipeError(f"{here}: skills names '{skill}'{hint} (legal: {', '.join(SKILLS)})")
 
 
 def _both_or_neither(here: str, key: str, value: object, has_world: bool) -> None:

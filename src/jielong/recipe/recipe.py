@@ -11,10 +11,31 @@ from jielong.config import Settings, apply_override, config_hash, load_toml, pla
 from jielong.data.sources import Source
 from jielong.errors import RecipeError, nearest
 from jielong.recipe.crosscheck import crosscheck
-from jielong.recipe.settings import STAGE_SETTINGS, DataSettings, RunSettings
+from jielong.recipe.preferences import BestOfNSettings, DpoSettings, GrpoSettings, PpoSettings, RewardSettings
+from jielong.recipe.settings import (
+    CurateSettings,
+    DataSettings,
+    EvaluateSettings,
+    PretrainSettings,
+    RunSettings,
+    SftSettings,
+    TokenizerSettings,
+)
 from jielong.runtime import derive_seed
 
 SHARED_TABLES = ("run", "data")
+STAGE_SETTINGS: dict[str, type[Settings]] = {
+    "curate": CurateSettings,
+    "tokenizer": TokenizerSettings,
+    "pretrain": PretrainSettings,
+    "sft": SftSettings,
+    "reward": RewardSettings,
+    "ppo": PpoSettings,
+    "grpo": GrpoSettings,
+    "dpo": DpoSettings,
+    "best_of_n": BestOfNSettings,
+    "evaluate": EvaluateSettings,
+}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin, get_type_
 
 from pydantic import Field, WrapValidator, create_model, model_validator
 
-from jielong.align.settings import PPOConfig
 from jielong.config import Settings
 from jielong.data.curate import CurateConfig
 from jielong.data.sources import Source
@@ -19,6 +18,7 @@ from jielong.errors import ModelError, UsageError
 from jielong.model.config import ModelConfig
 from jielong.model.induction import check_induction
 from jielong.recipe.shape import ModelSettings
+from jielong.train.lora import LoraConfig
 
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -37,8 +37,8 @@ NumberOrFalse = Annotated[float, WrapValidator(_number_or_false)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]  # TOML has arrays only; the items stay strict
 
 
-def _translated(make: Callable[[], object]) -> None:
-    """Lets a class below judge its own values: its error becomes one of this table."""
+def translated(make: Callable[[], object]) -> None:
+    """Lets a class of a lower floor judge its own values: its error becomes one of this table."""
     try:
         make()
     except (ModelError, UsageError) as error:
@@ -78,7 +78,7 @@ class SourceSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> SourceSettings:
-        _translated(lambda: self.source("it"))
+        translated(lambda: self.source("it"))
         if self.sha256 is not None and self.url is None:
             raise ValueError("sha256 has no effect without url: only downloads are checked; delete it or set url")
         return self
@@ -122,7 +122,7 @@ class CurateSettings(CurateRules):
 
     @model_validator(mode="after")
     def _check(self) -> CurateSettings:
-        _translated(self.rules)
+        translated(self.rules)
         return self
 
     def rules(self) -> CurateConfig:
@@ -195,8 +195,26 @@ class PretrainSettings(Optimisation):
     def _check_start(self) -> PretrainSettings:
         if self.start == "induction":
             config = ModelConfig(vocab_size=263, max_length=self.context_tokens, **self.model.sizes())
-            _translated(lambda: check_induction(config))
+            translated(lambda: check_induction(config))
         return self
+
+
+class LoraSettings(Settings):
+    """[STAGE.lora]: low-rank changes of some linear layers learn, and all else stays as it is. See LoraConfig."""
+
+    rank: Count
+    alpha: Positive  # a change is multiplied by alpha / rank
+    targets: Names  # of q, k, v, out, gate, up, down
+    rank_stabilised: bool = False  # multiplied by alpha / sqrt(rank) instead
+
+    @model_validator(mode="after")
+    def _check(self) -> LoraSettings:
+        translated(self.config)
+        return self
+
+    def config(self) -> LoraConfig:
+        """The same as the training floor's own type."""
+        return LoraConfig(**dict(self))
 
 
 class SftSettings(Optimisation):
@@ -207,70 +225,7 @@ class SftSettings(Optimisation):
     heldout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05  # of the sources
     packed: bool = True  # several conversations a row
     model: str | None = None  # a model folder to start from, for a recipe without pretraining
-
-
-class RewardSettings(Optimisation):
-    """kind = "reward": comparisons of replies, given or made by a simulated labeller; a scalar head learns from them.
-
-    batch_rows counts prompts, each with its replies.
-    """
-
-    sources: Names = ("world",)  # "world": sampled from the sft model and labelled here
-    num_prompts: Count | None = None
-    replies_per_prompt: Annotated[int, Field(ge=2)] | None = None
-    label_agreement: Annotated[float, Field(gt=0.5, lt=1)] = 0.75  # of the labeller with the hidden preference, a pair
-    max_new_tokens: Count = 64  # of the sampled replies, which the score's zero and unit are taken from as well
-    temperature: Positive = 1.0
-    heldout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of the prompts
-
-
-class PpoSettings(Settings):
-    """kind = "ppo": the newest sft model, held to by a penalty, learns to be preferred. See PPOConfig."""
-
-    num_iterations: Count
-    rollout_rows: Count
-    max_new_tokens: Count
-    temperature: float = 1.0
-    kl_coefficient: float
-    target_kl: float | None = None
-    kl_horizon_episodes: int = 10000
-    missing_eos_score: NumberOrFalse = -1.0  # false: off
-    discount: float = 1.0
-    smoothing: float = 0.95
-    inner_epochs: int = 1
-    minibatch_rows: Count
-    micro_batch_rows: int = 32
-    clip: float = 0.2
-    value_clip: float = 0.2
-    inner_kl_limit: NumberOrFalse = 0.05  # false: off
-    learning_rate: Positive
-    critic_learning_rate: Positive
-    warmup_iterations: int = 5
-    final_fraction: float = 0.1
-    critic_warmup_iterations: int = 0
-    gradient_clip: float = 1.0
-    pretraining_coefficient: float = 0.0
-    num_prompts: Count | None = None  # to draw episodes from
-    watch_every: Count = 10  # iterations between points of the gold curve
-    judged_prompts: Count = 200  # held-out prompts of the win rate, a seed
-    judged_seeds: Annotated[int, Field(ge=3)] = 3
-    checkpoint_every: Count = 5  # iterations
-
-    @model_validator(mode="after")
-    def _check(self) -> PpoSettings:
-        _translated(self.optimisation)
-        if self.rollout_rows % self.minibatch_rows:
-            raise ValueError(f"minibatch_rows = {self.minibatch_rows} must divide rollout_rows = {self.rollout_rows}")
-        default = type(self).model_fields["kl_horizon_episodes"].default
-        if self.target_kl is None and self.kl_horizon_episodes != default:
-            raise ValueError("kl_horizon_episodes has no effect without target_kl; delete it or set target_kl")
-        return self
-
-    def optimisation(self) -> PPOConfig:
-        """The settings that align/ wants, without those of the stage around it; what is off is None there."""
-        names = {field.name for field in dataclasses.fields(PPOConfig)}
-        values: dict[str, Any] = {name: None if value is False else value for name, value in self if name in names}
-        return PPOConfig(**values)
+    lora: LoraSettings | None = None
 
 
 class EvaluateSettings(Settings):
@@ -280,14 +235,3 @@ class EvaluateSettings(Settings):
     questions_per_skill: Annotated[int, Field(ge=1, le=MAX_QUESTIONS_PER_SKILL)] = 100
     prompts: Names = ()  # shown side by side where there is no world to ask
     max_new_tokens: Count = 64
-
-
-STAGE_SETTINGS: dict[str, type[Settings]] = {
-    "curate": CurateSettings,
-    "tokenizer": TokenizerSettings,
-    "pretrain": PretrainSettings,
-    "sft": SftSettings,
-    "reward": RewardSettings,
-    "ppo": PpoSettings,
-    "evaluate": EvaluateSettings,
-}

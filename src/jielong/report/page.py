@@ -10,7 +10,7 @@ from jielong.report.curves import draw
 from jielong.report.markup import figures_table, folded, label, mark, number, section, table, text
 from jielong.report.panels import panels
 
-MODELS = ("base", "sft", "ppo")
+MODELS = ("base", "sft", "best_of_n", "dpo", "grpo", "ppo")
 TITLES = {
     "curate": "Curation",
     "tokenizer": "Tokenizer",
@@ -18,6 +18,9 @@ TITLES = {
     "sft": "Instruction tuning",
     "reward": "Reward model",
     "ppo": "PPO",
+    "grpo": "GRPO",
+    "dpo": "DPO",
+    "best_of_n": "Best of n",
     "evaluate": "Evaluation",
 }
 STYLE = Path(__file__).with_name("style.css")
@@ -167,6 +170,13 @@ def _stage(name: str, stage: dict[str, Any], files: Files) -> str:
     return section(title, rules + cards + curves + ledger + folded("all figures", figures_table(figures)), name)
 
 
+_POLICY = (
+    "gold_win_rate",
+    "gold_win_rate_length_controlled",
+    "kl_nats_per_reply",
+    "heldout_bits_per_byte_before",
+    "heldout_bits_per_byte_after",
+)
 HIGHLIGHTS = {
     "curate": ("documents_in", "documents_kept", "documents_per_second"),
     "tokenizer": ("vocab_size", "round_trip_exact"),
@@ -180,13 +190,10 @@ HIGHLIGHTS = {
     ),
     "sft": ("heldout_loss_nats", "end_of_turn_rate", "conversations"),
     "reward": ("heldout_accuracy", "length_baseline_accuracy", "noise_ceiling_accuracy", "comparisons"),
-    "ppo": (
-        "gold_win_rate",
-        "gold_win_rate_length_controlled",
-        "kl_nats_per_reply",
-        "heldout_bits_per_byte_before",
-        "heldout_bits_per_byte_after",
-    ),
+    "ppo": _POLICY,
+    "grpo": _POLICY,
+    "dpo": ("heldout_accuracy", *_POLICY),
+    "best_of_n": ("n", *_POLICY),
     "evaluate": (),
 }
 

@@ -25,7 +25,14 @@ def panels(kind: str, metrics: Metrics, figures: dict[str, Any]) -> list[Panel]:
             Panel("loss, nats a prompt", _with_mean("training", metrics, "loss_nats")),
             _agreement(metrics, figures),
         ]
-    elif kind == "ppo":
+    elif kind == "dpo":
+        found = [
+            Panel("loss, nats a prompt", _with_mean("training", metrics, "loss_nats")),
+            _agreement(metrics, figures),
+        ]
+    elif kind == "best_of_n":
+        found = [Panel("loss on the chosen replies, nats a token", _with_mean("training", metrics, "loss_nats"))]
+    elif kind in ("ppo", "grpo"):
         found = [
             Panel(
                 "reward: what it is trained on, and the judge's",
@@ -72,7 +79,7 @@ def _agreement(metrics: Metrics, figures: dict[str, Any]) -> Panel:
         )
         if isinstance(figures.get(name), int | float)
     ]
-    return Panel("held-out accuracy", _line("reward model", metrics, "heldout_accuracy"), levels, y_limits=(0.4, 1.0))
+    return Panel("held-out accuracy", _line("model", metrics, "heldout_accuracy"), levels, y_limits=(0.4, 1.0))
 
 
 def _single(metrics: Metrics, name: str, title: str, x_label: str = "step") -> Panel:

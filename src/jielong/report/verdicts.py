@@ -72,5 +72,8 @@ _RULES = {
         ("heldout_accuracy", "heldout_accuracy_ci95", "length_baseline_accuracy"),
         _beats_length,
     ),
-    "ppo": ("the hidden judge prefers it to sft", ("gold_win_rate", "gold_win_rate_ci95"), _wins),
+    **dict.fromkeys(
+        ("ppo", "grpo", "dpo", "best_of_n"),
+        ("the hidden judge prefers it to sft", ("gold_win_rate", "gold_win_rate_ci95"), _wins),
+    ),
 }

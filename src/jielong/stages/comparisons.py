@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,15 @@ import numpy as np
 from torch import Tensor
 
 from jielong.align.agreement import Agreement, length_baseline, measure_agreement, position_baseline
-from jielong.align.reward import (
+from jielong.align.comparisons import (
     Comparison,
     Encoded,
-    RewardModel,
-    bradley_terry,
     comparison_batches,
     encode_comparisons,
     pad_rows,
-    scalar_from_policy,
     split_by_prompt,
 )
+from jielong.align.reward import RewardModel, bradley_terry, scalar_from_policy
 from jielong.align.rollout import fitting_prompts
 from jielong.data.examples import read_comparisons
 from jielong.evaluate.gold import Gold, agreement, calibrate_labeller, simulated_labels
@@ -29,7 +28,7 @@ from jielong.generate.engine import Engine
 from jielong.model.transformer import Transformer
 from jielong.runtime import derive_seed
 from jielong.stages.context import Context, read_json, read_jsonl, write_json, write_jsonl
-from jielong.stages.training import train
+from jielong.stages.training import adapt, settle, train
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
 
@@ -41,6 +40,48 @@ def run_reward(context: Context) -> dict[str, Any]:
     settings = context.settings
     parent = context.last_model("sft")
     policy, tokenizer = load(parent)
+    gathered = gather_comparisons(context, policy, tokenizer)
+    ties = settings.ties == "half"
+    encoded = encode_comparisons(gathered.training, tokenizer, policy.config.max_length, ties)
+    held = encode_comparisons(gathered.heldout, tokenizer, policy.config.max_length)
+    batches, steps_per_epoch = comparison_batches(
+        encoded.items, settings.batch_rows, tokenizer.pad_id, context.seed, settings.accumulate
+    )
+    model = scalar_from_policy(policy, context.runtime.generator(context.name, "head"))
+
+    def evaluate(_step: int) -> dict[str, float]:
+        agreement = measure_agreement(model, held.items, tokenizer.pad_id)
+        return {"heldout_accuracy": agreement.accuracy, "heldout_loss_nats": agreement.loss_nats}
+
+    adapter = adapt(context, model)
+    totals = train(context, model, bradley_terry, batches, settings.steps(steps_per_epoch), evaluate, adapter)
+    adapted = settle(context, model, adapter, parent)
+    reward = RewardModel(model.eval())
+    rows = reference_rows(context, policy, tokenizer, gathered.sampled, gathered.training)
+    reward.normalise(_reply_batches(rows, tokenizer.pad_id))
+    reward.save(tokenizer, context.folder / "model", context.provenance(totals.steps, parent))
+    agreement = measure_agreement(model, held.items, tokenizer.pad_id)
+    counts = {"reference_replies": len(rows), "left_out": gathered.num_left_out}
+    return {**_figures(agreement, encoded, held), **gathered.labelling, **counts, **adapted}
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Comparisons of a stage, split by prompt. sampled: those of the SFT model's own replies, in the order made.
+
+    labelling: figures of the simulated labeller. num_left_out: rows of the sources that teach nothing.
+    """
+
+    training: list[Comparison]
+    heldout: list[Comparison]
+    sampled: list[Comparison]
+    labelling: dict[str, float]
+    num_left_out: int
+
+
+def gather_comparisons(context: Context, policy: Transformer, tokenizer: Tokenizer) -> Gathered:
+    """All comparisons that a stage of kind reward or dpo names; those of the world are made once and kept."""
+    settings = context.settings
     labelling: dict[str, float] = {}
     left_out: list[str] = []
     sampled: list[Comparison] = []
@@ -53,25 +94,7 @@ def run_reward(context: Context) -> dict[str, Any]:
         for number, record in enumerate(read_comparisons(context.source(name), context.root, left_out), start=1)
     ]
     training, heldout = split_by_prompt([*sampled, *given], settings.heldout_fraction, context.seed)
-    encoded = encode_comparisons(training, tokenizer, policy.config.max_length)
-    held = encode_comparisons(heldout, tokenizer, policy.config.max_length)
-    batches, steps_per_epoch = comparison_batches(
-        encoded.items, settings.batch_rows, tokenizer.pad_id, context.seed, settings.accumulate
-    )
-    model = scalar_from_policy(policy, context.runtime.generator(context.name, "head"))
-
-    def evaluate(_step: int) -> dict[str, float]:
-        agreement = measure_agreement(model, held.items, tokenizer.pad_id)
-        return {"heldout_accuracy": agreement.accuracy, "heldout_loss_nats": agreement.loss_nats}
-
-    totals = train(context, model, bradley_terry, batches, settings.steps(steps_per_epoch), evaluate)
-    reward = RewardModel(model.eval())
-    rows = reference_rows(context, policy, tokenizer, sampled, training)
-    reward.normalise(_reply_batches(rows, tokenizer.pad_id))
-    reward.save(tokenizer, context.folder / "model", context.provenance(totals.steps, parent))
-    agreement = measure_agreement(model, held.items, tokenizer.pad_id)
-    counts = {"reference_replies": len(rows), "left_out": len(left_out)}
-    return {**_figures(agreement, encoded, held), **labelling, **counts}
+    return Gathered(training, heldout, sampled, labelling, len(left_out))
 
 
 def _figures(agreement: Agreement, encoded: Encoded, held: Encoded) -> dict[str, Any]:
@@ -84,6 +107,7 @@ def _figures(agreement: Agreement, encoded: Encoded, held: Encoded) -> dict[str,
         "calibration_error": agreement.calibration_error,
         "comparisons": encoded.num_pairs + held.num_pairs,
         "heldout_comparisons": held.num_pairs,
+        "ties": encoded.num_ties + held.num_ties,
         "dropped_identical": encoded.num_identical + held.num_identical,
         "dropped_too_long": encoded.num_too_long + held.num_too_long,
     }

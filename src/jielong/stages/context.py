@@ -71,9 +71,12 @@ class Context:
 
     def sibling(self, kind: str) -> Context:
         """The context of the last stage of a kind, for its settings; RecipeError when there is none."""
-        name = self.folder_of(kind).name[3:]
+        return self.named(self.folder_of(kind).name[3:])
+
+    def named(self, name: str) -> Context:
+        """The context of an earlier stage by its name, for its settings and what it left."""
         stage = next(stage for stage in self.recipe.stages if stage.name == name)
-        return replace(self, name=name, kind=kind, settings=stage.settings, folder=self.earlier[name])
+        return replace(self, name=name, kind=stage.kind, settings=stage.settings, folder=self.earlier[name])
 
     def folder_of(self, kind: str) -> Path:
         """Folder of the last finished stage of a kind. Raises RecipeError when none ran before this one."""
@@ -81,6 +84,10 @@ class Context:
             if self.kinds[name] == kind:
                 return self.earlier[name]
         raise RecipeError(f"stage [{self.name}] needs a stage of kind {kind!r} before it; add one to the recipe")
+
+    def folders_of(self, kind: str) -> list[Path]:
+        """Folders of all finished stages of a kind, in the recipe's order."""
+        return [folder for name, folder in self.earlier.items() if self.kinds[name] == kind]
 
     def has(self, kind: str) -> bool:
         return any(self.kinds[name] == kind for name in self.earlier)

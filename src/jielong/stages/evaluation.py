@@ -14,11 +14,19 @@ from jielong.stages.corpus import askable, evaluation_questions
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
 
-MODEL_KINDS = {"pretrain": "base", "sft": "sft", "ppo": "ppo"}
+# kind -> what its model is called in tables
+MODEL_KINDS = {
+    "pretrain": "base",
+    "sft": "sft",
+    "best_of_n": "best_of_n",
+    "dpo": "dpo",
+    "grpo": "grpo",
+    "ppo": "ppo",
+}
 
 
 def run_evaluate(context: Context) -> dict[str, Any]:
-    """Exact match by skill for base, sft and ppo, and their greedy answers to the same prompts."""
+    """Exact match by skill for base, sft and what was made of it, and their greedy answers to the same prompts."""
     settings = context.settings
     questions: list[dict[str, Any]] = []
     if context.has_world:

@@ -17,7 +17,7 @@ from jielong.model.transformer import Transformer
 from jielong.stages.context import Context, write_json
 from jielong.stages.corpus import askable, evaluation_questions
 from jielong.stages.evaluation import check_prompts
-from jielong.stages.training import train
+from jielong.stages.training import adapt, settle, train
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
 from jielong.train.objectives import next_token
@@ -34,8 +34,8 @@ def run_sft(context: Context) -> dict[str, Any]:
     check_prompts(context.recipe.evaluation_prompts, tokenizer, model.config.max_length)
     left_out: list[str] = []
     train_set, heldout_set = conversations(context, left_out)
-    rows = _rows(train_set, tokenizer, model.config.max_length, settings.packed)
-    heldout = _rows(heldout_set, tokenizer, model.config.max_length, packed=True)
+    rows = conversation_rows(train_set, tokenizer, model.config.max_length, settings.packed)
+    heldout = conversation_rows(heldout_set, tokenizer, model.config.max_length, packed=True)
     loader = RowLoader(rows, settings.batch_rows, context.seed, settings.accumulate)
     base_table = skill_table(context, model, tokenizer, NUM_QUESTIONS)
 
@@ -44,7 +44,9 @@ def run_sft(context: Context) -> dict[str, Any]:
         return {"heldout_loss_nats": nats / num_tokens}
 
     before = evaluate(0)["heldout_loss_nats"]
-    totals = train(context, model, next_token, loader.batches, settings.steps(loader.num_steps_per_epoch), evaluate)
+    adapter, num_steps = adapt(context, model), settings.steps(loader.num_steps_per_epoch)
+    totals = train(context, model, next_token, loader.batches, num_steps, evaluate, adapter)
+    adapted = settle(context, model, adapter, parent)
     save(model, tokenizer, context.folder / "model", context.provenance(totals.steps, parent))
     table = skill_table(context, model, tokenizer, NUM_QUESTIONS)
     ended, replies = end_of_turn_rate(context, model, tokenizer, heldout_set)
@@ -61,6 +63,7 @@ def run_sft(context: Context) -> dict[str, Any]:
         "scored_tokens": int(rows.mask.sum()),
         "tokens_per_second": totals.tokens_per_second,
         "steps": totals.steps,
+        **adapted,
     }
 
 
@@ -83,7 +86,8 @@ def conversations(context: Context, left_out: list[str]) -> tuple[list[Conversat
     return train_set, heldout
 
 
-def _rows(records: list[Conversation], tokenizer: Tokenizer, row_tokens: int, packed: bool) -> Rows:
+def conversation_rows(records: list[Conversation], tokenizer: Tokenizer, row_tokens: int, packed: bool) -> Rows:
+    """Rows of conversations, scored at what the assistant says."""
     return pack_examples((render(record["messages"], tokenizer) for record in records), row_tokens, packed=packed)
 
 

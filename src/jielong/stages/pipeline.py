@@ -19,7 +19,7 @@ from jielong.recipe import Recipe, Stage, parse_recipe, write_toml
 from jielong.recipe.costing import format_plan, plan_recipe
 from jielong.report import write_report
 from jielong.runtime import Runtime, detect, environment
-from jielong.stages.alignment import run_ppo
+from jielong.stages.alignment import run_policy
 from jielong.stages.comparisons import run_reward
 from jielong.stages.context import Context, read_json, write_json
 from jielong.stages.corpus import run_curate, run_tokenizer
@@ -34,6 +34,7 @@ from jielong.stages.identity import (
     stage_hash,
 )
 from jielong.stages.instruction import run_sft
+from jielong.stages.preferences import run_best_of_n, run_dpo
 from jielong.stages.pretraining import run_pretrain
 
 try:
@@ -47,7 +48,10 @@ STAGES: dict[str, Callable[[Context], dict[str, Any]]] = {
     "pretrain": run_pretrain,
     "sft": run_sft,
     "reward": run_reward,
-    "ppo": run_ppo,
+    "ppo": run_policy,
+    "grpo": run_policy,
+    "dpo": run_dpo,
+    "best_of_n": run_best_of_n,
     "evaluate": run_evaluate,
 }
 

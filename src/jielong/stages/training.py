@@ -1,17 +1,22 @@
-"""The one resumable training run that pretrain, sft and reward share."""
+"""The one resumable training run that pretrain, sft and reward share, and the adapter that some of them train."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from jielong.model.transformer import Transformer
 from jielong.stages.context import Context
+from jielong.train.adapter_folder import save_adapter
 from jielong.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from jielong.train.loop import FitConfig, StepStats, fit
+from jielong.train.lora import Adapter, attach, merge
 from jielong.train.objectives import Objective
 from jielong.train.optim import OptimizerConfig, build_optimizer
 from jielong.train.schedule import multiplier
@@ -69,17 +74,20 @@ def train(
     batches: Callable[[int], list[Any]],
     num_steps: int,
     evaluate: Callable[[int], dict[str, float]] | None = None,
+    learned: torch.nn.Module | None = None,
 ) -> Totals:
     """Train model in place for num_steps, or for what is left of them after the newest checkpoint.
 
     batches: step -> its micro-batches, a pure function, so that a resumed run sees what an uninterrupted one would.
     evaluate: step -> figures on held-out data, called every evaluate_every steps and after the last.
+    learned: what a checkpoint holds, where that is not the whole model (see `adapt`).
     Side effects: metrics.jsonl and checkpoints/ in the stage's folder. Raises TrainingError when a loss is
     not finite.
     """
     settings: Optimisation = context.settings
     optimizer = build_optimizer(model, optimizer_config(settings))
-    totals = _resume(context, model, optimizer)
+    learned = model if learned is None else learned
+    totals = _resume(context, learned, optimizer)
     context.metrics.truncate(totals.steps)
     context.progress.start(context.name, num_steps)
 
@@ -104,10 +112,31 @@ def train(
         _record(context, totals, stats, found_figures, num_steps)
         if not last and stats.step % settings.checkpoint_every == 0:
             state = {"tokens": totals.tokens, "seconds": totals.seconds, "last_loss": totals.last_loss}
-            save_checkpoint(context.checkpoints, stats.step, {"model": model}, {"optimizer": optimizer}, state)
+            save_checkpoint(context.checkpoints, stats.step, {"model": learned}, {"optimizer": optimizer}, state)
         mark = time.monotonic()
     model.eval()
     return totals
+
+
+def adapt(context: Context, model: Transformer) -> Adapter | None:
+    """Where the stage has a lora table: freeze the model and put a fresh adapter into it."""
+    lora = context.settings.lora
+    if lora is None:
+        return None
+    return attach(model, lora.config(), context.runtime.generator(context.name, "lora"))
+
+
+def settle(context: Context, model: Transformer, adapter: Adapter | None, parent: Path) -> dict[str, int]:
+    """Write the adapter folder beside where the model folder will be, and merge the adapter into the model.
+
+    parent: the model folder that the adapter belongs on top of. Returns figures; does nothing without an adapter.
+    """
+    if adapter is None:
+        return {}
+    folder = context.folder / "adapter"
+    save_adapter(model, adapter, folder, Path(os.path.relpath(parent, folder)).as_posix())
+    merge(model)
+    return {"adapter_parameters": sum(parameter.numel() for parameter in adapter.parameters())}
 
 
 def _resume(context: Context, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Totals:
