@@ -78,6 +78,7 @@ def test_nonlinearities_by_formula(name: str) -> None:
         "relu": x.clamp(min=0),
         "gelu": x / 2 * (1 + torch.erf(x / math.sqrt(2))),
         "gelu_tanh": x / 2 * (1 + cube),
+        "silu": x * torch.sigmoid(x),
         "swiglu": x * torch.sigmoid(x),
         "geglu": x / 2 * (1 + cube),
     }
