@@ -69,7 +69,7 @@ def save_adapter(model: Transformer, adapter: Adapter, folder: str | Path, base:
     whole = sorted({name.partition(".")[0] for name, _ in model.named_parameters()} & set(HEADS))
     for name in whole:
         for key, parameter in model.get_submodule(name).named_parameters():
-            tensors[f"{PREFIX}{_their_module(f'{name}.{key}')}.{key}"] = parameter.detach().cpu().contiguous()
+            tensors[f"{PREFIX}{_their_module(f'{name}.{key}', model)}.{key}"] = parameter.detach().cpu().contiguous()
     content = {
         "peft_type": "LORA",
         "task_type": TASKS.get(model.config.head),
@@ -100,7 +100,7 @@ def load_adapter(model: Transformer, folder: str | Path) -> Adapter:
     tensors = _read_tensors(folder)
     found: dict[str, dict[str, LowRank]] = {}
     for name, layer, pieces in linear_layers(model):
-        theirs = _their_modules(f"{name}.weight")
+        theirs = _their_modules(f"{name}.weight", model)
         given = [_pop_change(tensors, module, content, folder) for module in theirs]
         for piece, change in zip(pieces, _split(given, pieces), strict=True):
             if change is not None:
@@ -120,18 +120,18 @@ def load_adapter(model: Transformer, folder: str | Path) -> Adapter:
 # ---- ours and theirs ----
 
 
-def _their_modules(name: str) -> tuple[str, ...]:
-    return tuple(theirs.removesuffix(".weight") for theirs in their_names(name))
+def _their_modules(name: str, model: Transformer) -> tuple[str, ...]:
+    return tuple(theirs.removesuffix(".weight") for theirs in their_names(name, model.config))
 
 
-def _their_module(name: str) -> str:
-    return their_names(name)[0].rpartition(".")[0]
+def _their_module(name: str, model: Transformer) -> str:
+    return their_names(name, model.config)[0].rpartition(".")[0]
 
 
 def _to_theirs(model: Transformer) -> Iterator[tuple[str, Change]]:
     """(their module, its change) of every adapted layer."""
     for name, layer in adapted_layers(model):
-        modules = _their_modules(f"{name}.weight")
+        modules = _their_modules(f"{name}.weight", model)
         if len(modules) > 1:
             pieces = next(pieces for each, _, pieces in linear_layers(model) if each == name)
             for module, piece in zip(modules, pieces, strict=True):
@@ -196,7 +196,7 @@ def _load_head(model: Transformer, name: str, weight: Tensor, where: str) -> Non
 
 def _short_names(names: list[str], model: Transformer) -> list[str]:
     """The ends of their modules' names where those mean these modules and no other, else the names in full."""
-    all_modules = {module for name, _ in _plain_parameters(model) for module in _their_modules(name)}
+    all_modules = {module for name, _ in _plain_parameters(model) for module in _their_modules(name, model)}
     ends = sorted({name.rpartition(".")[2] for name in names})
     meant = {module for module in all_modules if module.rpartition(".")[2] in ends}
     return ends if meant == set(names) else sorted(names)
