@@ -157,7 +157,8 @@ def test_run_hands_its_options_on_and_shows_the_verdicts(
     code, out, _ = invoke("run", str(recipe), "--out", "here", "--set", "run.seed=1", "--set", "curate.mask_pii=false")
     assert code == 0
     assert calls == [(recipe, Path("here"), ["run.seed=1", "curate.mask_pii=false"], None, False)]
-    assert "✓ the ledger adds up: 3 = 2 kept + 1 removed" in out and "jielong chat here" in out
+    assert "✓ the ledger adds up: 3 = 2 kept + 1 removed" in out and "report: here" in out
+    assert "jielong chat" not in out  # there is no model yet
     code, out, _ = invoke("run", str(recipe), "--json", "--quiet", "--until", "curate")
     assert json.loads(out) == REPORT
     assert calls[-1][3:] == ("curate", True)
@@ -175,6 +176,7 @@ def test_rules_that_do_not_hold_are_said_and_leave_the_exit_code_alone(
     code, out, _ = invoke("run", str(recipe))
     assert code == 0
     assert out.splitlines()[-1] == "1 of 2 pass rules do not hold: chatty: more than 95 % of turns end"
+    assert "jielong chat runs" in out
     fake_pipeline(monkeypatch, lambda *_: REPORT)
     assert "do not hold" not in invoke("run", str(recipe))[1]
 

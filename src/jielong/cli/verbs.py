@@ -111,6 +111,7 @@ def _stopped_at(folder: Path) -> str:
 def _print_report(report: dict[str, Any], folder: Path) -> None:
     from jielong.log import format_seconds
     from jielong.report.verdicts import verdicts
+    from jielong.stages.evaluation import MODEL_KINDS
 
     signs = {True: "[green]✓[/green]", False: "[red]✗[/red]", None: "–"}
     width = max(len(name) for name in report["stages"])
@@ -119,7 +120,8 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
         text = "; ".join(f"{signs[passed]} {rule}: {shown}" for rule, passed, shown in judged)
         console().print(f"{name:<{width}}  {format_seconds(stage['seconds']):>8}  {text}", soft_wrap=True)
     console().print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
-    console().print(f"chat:   jielong chat {folder}", markup=False, soft_wrap=True)
+    if any(stage["kind"] in MODEL_KINDS and stage["kind"] != "pretrain" for stage in report["stages"].values()):
+        console().print(f"chat:   jielong chat {folder}", markup=False, soft_wrap=True)
     _print_failed_rules(report)
 
 
