@@ -1,61 +1,35 @@
 """The model folder: Hugging Face's layout, their names and ours, and every check on the way in.
 
-`transformers` loads what we write with no code of ours. Weights are safetensors only; pickle is never read.
+`transformers` loads what we write with no code of ours, as long as it has the architecture: `families.py` lists them. A
+model that none of those can say, such as one in the shape of Grok-1, is written in the same layout under our own names,
+with "model_type": "jielong" in its config.json; only this package loads that. Weights are safetensors only; pickle is
+never read.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from jielong.config import write_atomic
 from jielong.errors import ModelError, nearest
-from jielong.model.config import ModelConfig
+from jielong.model.config import ModelConfig, RopeScaling
+from jielong.model.families import FAMILIES
+from jielong.model.family import Family, check_types, read_fields, write_fields
+from jielong.model.pieces import ParameterReader, parts_of, pieces
 from jielong.model.transformer import Transformer
+from jielong.model.weights import INDEX, WEIGHTS, TensorFiles, read_json, shards
 from jielong.tensors import write_tensors
 
 FOLDER_VERSION = 1
-ARCHITECTURES = {"LlamaForCausalLM": "lm", "LlamaForSequenceClassification": "scalar"}
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-
-# Ours -> theirs. A fused matrix of ours is several of theirs, stacked by rows in this order.
-LAYER_NAMES = {
-    "attention_norm.weight": ("input_layernorm.weight",),
-    "attention.qkv.weight": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
-    "attention.out.weight": ("self_attn.o_proj.weight",),
-    "ffn_norm.weight": ("post_attention_layernorm.weight",),
-    "ffn.gate.weight": ("mlp.gate_proj.weight",),
-    "ffn.up.weight": ("mlp.up_proj.weight",),
-    "ffn.down.weight": ("mlp.down_proj.weight",),
-}
-TOP_NAMES = {
-    "embed.weight": ("model.embed_tokens.weight",),
-    "norm.weight": ("model.norm.weight",),
-    "score.weight": ("score.weight",),
-    "unembedding.weight": ("lm_head.weight",),
-}
-
-
-def their_names(name: str) -> tuple[str, ...]:
-    """The Hugging Face tensors that make up our parameter `name`, in the order of its rows."""
-    if name in TOP_NAMES:
-        return TOP_NAMES[name]
-    _, index, rest = name.split(".", 2)
-    return tuple(f"model.layers.{index}.{part}" for part in LAYER_NAMES[rest])
-
-
-def row_counts(name: str, config: ModelConfig) -> list[int] | None:
-    """How many rows each of `their_names(name)` has; None where it is the whole of our parameter."""
-    if not name.endswith("attention.qkv.weight"):
-        return None
-    return [heads * config.head_size for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
+SHARD, SHARD_BYTES = "model-{:05d}-of-{:05d}.safetensors", 5_000_000_000
+OWN_TYPE, OWN_ARCHITECTURE = "jielong", "JielongTransformer"
+ARCHITECTURES = {name: family for family in FAMILIES for name in family.architectures}
 
 
 def save_model(
@@ -63,36 +37,47 @@ def save_model(
     folder: str | Path,
     extra: Mapping[str, Any] | None = None,
     token_ids: Mapping[str, int | list[int]] | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write config.json, model.safetensors, generation_config.json and jielong.json; each appears whole or not at all.
+    """Write config.json, the weights, generation_config.json and jielong.json; each file appears whole or not at all.
 
     extra: what jielong.json says beside its version (provenance). token_ids: bos_token_id, eos_token_id and
-    pad_token_id, which generation by others needs; a model alone does not know them. Raises StorageError when there is
-    no room for it.
+    pad_token_id, which generation by others needs; a model alone does not know them. Weights of more than shard_bytes
+    are split into files of at most that, with an index. Raises StorageError when there is no room for it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = str(model.embed.weight.dtype).removeprefix("torch.")
-    ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **(token_ids or {})}
-    write_tensors(folder / WEIGHTS, dict(_to_theirs(model)), {"format": "pt"})  # transformers asks for that mark
+    ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **(token_ids or {})}
+    family, content = _choose(model.config)
+    _write_weights(model, family, folder, shard_bytes)
+    if model.config.encoder_layers and model.config.decoder_layers:  # what their generation begins a target with
+        ids["decoder_start_token_id"] = ids["bos_token_id"]
     generation = {key: value for key, value in ids.items() if value is not None}
     write_atomic(folder / "generation_config.json", _json(generation))
     write_atomic(folder / "jielong.json", _json({"version": FOLDER_VERSION, **(extra or {})}))
-    write_atomic(folder / "config.json", _json({**config_to_hf(model.config), "dtype": dtype, **ids}))
+    write_atomic(folder / "config.json", _json({**content, "dtype": dtype, **ids}))
 
 
 def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> Transformer:
-    """Read a model folder, ours or a Llama of Hugging Face's, on the CPU, its weights as `dtype`.
+    """Read a model folder, ours or Hugging Face's, on the CPU, its weights as `dtype`; it is in training mode.
 
-    Raises ModelError naming the file or the tensor: missing, truncated, of a wrong shape, of an architecture that we
-    do not have, or pickled.
+    Weights that are stored as `dtype` stay in the file until they are used: do not write into that file meanwhile; to
+    replace it, as saving does, is safe. Raises ModelError naming the file, the key or the tensor: missing, truncated,
+    of a wrong shape, of an architecture that we do not have, or pickled.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    theirs = _read_content(folder)
+    family, config = _translate(theirs, folder / "config.json")
+    files = TensorFiles(folder)
+    num_layers, num_tensors = max(config.encoder_layers, config.decoder_layers), len(files.names())
+    if num_layers > num_tensors:  # before anything is built for them
+        raise ModelError(f"{folder}: config.json asks for {num_layers} layers; the weights hold {num_tensors} tensors")
+    fresh = () if family is None else family.fresh.get(_architecture(theirs), ())
+    state = ParameterReader(files, family, config, dtype, fresh).state()
     with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
         model = Transformer(config)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    model.load_state_dict(_read_weights(folder, config, shapes, dtype), assign=True)
+    model.load_state_dict(state, assign=True)
     model.requires_grad_(True)
     model.build_tables()
     return model
@@ -103,7 +88,7 @@ def read_provenance(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "jielong.json"
     if not path.exists():
         return {}
-    provenance = _read_json(path)
+    provenance = read_json(path)
     version = provenance.get("version")
     if version != FOLDER_VERSION:
         raise ModelError(
@@ -112,143 +97,107 @@ def read_provenance(folder: str | Path) -> dict[str, Any]:
     return provenance
 
 
-def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """config.json as transformers' LlamaConfig understands it."""
-    scalar = config.head == "scalar"
-    return {
-        "architectures": [name for name, head in ARCHITECTURES.items() if head == config.head],
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_length,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.decoder_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_size,
-        "intermediate_size": config.ffn_width,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_base,  # read by llama.cpp and by transformers 4; the next line by transformers 5
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
-        "tie_word_embeddings": config.tie_embeddings,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "attention_dropout": 0.0,
-        **({"id2label": {"0": "score"}, "label2id": {"score": 0}} if scalar else {}),
-    }
-
-
-def read_config(folder: Path) -> ModelConfig:
+def read_config(folder: str | Path) -> ModelConfig:
     """ModelConfig from config.json. Raises ModelError naming the key, its value and what we can read."""
+    folder = Path(folder)
+    return _translate(_read_content(folder), folder / "config.json")[1]
+
+
+def config_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The content of config.json: as the first family that can say all of it, else our own."""
+    return _choose(config)[1]
+
+
+def their_names(name: str, config: ModelConfig) -> tuple[str, ...]:
+    """The Hugging Face tensors that make up our parameter `name`, in the order of its first axis."""
+    family = _choose(config)[0]
+    return (name,) if family is None else tuple(piece.theirs for piece in pieces(family, config, name))
+
+
+def _choose(config: ModelConfig) -> tuple[Family | None, dict[str, Any]]:
+    for family in FAMILIES:
+        content = write_fields(family, config)
+        if content is not None:
+            return family, content
+    return None, {"architectures": [OWN_ARCHITECTURE], "model_type": OWN_TYPE, **dataclasses.asdict(config)}
+
+
+# config.json, read.
+
+
+def _read_content(folder: Path) -> dict[str, Any]:
+    if folder.is_file():
+        raise ModelError(f"{folder}: this is a file; name the model folder that it stands in")
     if not folder.is_dir():
         raise ModelError(f"{folder}: there is no such model folder")
-    path = folder / "config.json"
-    theirs = _read_json(path)
-    architecture = (theirs.get("architectures") or ["(none given)"])[0]
-    if architecture not in ARCHITECTURES:
-        near = nearest(str(architecture), ARCHITECTURES)
-        hint = f"; did you mean {near}?" if near else ""
-        raise ModelError(f"{path}: architecture is {architecture!r}; legal are {', '.join(ARCHITECTURES)}{hint}")
-    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
-    for key, value, legal in (
-        ("hidden_act", theirs.get("hidden_act", "silu"), "silu"),
-        ("attention_bias", theirs.get("attention_bias", False), False),
-        ("mlp_bias", theirs.get("mlp_bias", False), False),
-        ("rope_type", rope.get("rope_type", rope.get("type", "default")), "default"),
-    ):
-        if value != legal:
-            raise ModelError(f"{path}: {key} is {value!r}; this version reads only models with {legal!r}")
+    return read_json(folder / "config.json")
+
+
+def _architecture(theirs: Mapping[str, Any]) -> str:
+    """The class that the folder is for; where none is named, the first of its model_type."""
+    named = theirs.get("architectures")
+    if named:
+        return str(named[0]) if isinstance(named, list) else str(named)
+    kinds = {family.model_type: next(iter(family.architectures)) for family in FAMILIES}
+    return {**kinds, OWN_TYPE: OWN_ARCHITECTURE}.get(str(theirs.get("model_type")), "(none given)")
+
+
+def _translate(theirs: Mapping[str, Any], path: Path) -> tuple[Family | None, ModelConfig]:
+    """Family and ModelConfig of a config.json; no family for one of our own."""
     try:
-        heads, width = theirs["num_attention_heads"], theirs["hidden_size"]
-        return ModelConfig(
-            vocab_size=theirs["vocab_size"],
-            max_length=theirs["max_position_embeddings"],
-            width=width,
-            decoder_layers=theirs["num_hidden_layers"],
-            num_heads=heads,
-            num_kv_heads=theirs.get("num_key_value_heads") or heads,
-            head_size=theirs.get("head_dim") or width // heads,
-            ffn_width=theirs["intermediate_size"],
-            rope_base=float(rope.get("rope_theta", theirs.get("rope_theta", 10000.0))),
-            norm_eps=theirs.get("rms_norm_eps", 1e-6),
-            tie_embeddings=theirs.get("tie_word_embeddings", False),
-            head=ARCHITECTURES[architecture],
-        )
-    except KeyError as error:
-        raise ModelError(f"{path}: the key {error.args[0]!r} is missing; a Llama config must have it") from None
+        if theirs.get("quantization_config"):
+            raise ModelError("quantization_config is set; we read weights of 16 bits or more, not quantised ones")
+        name = _architecture(theirs)
+        if name == OWN_ARCHITECTURE:
+            return None, _own_config(theirs)
+        if name not in ARCHITECTURES:
+            near = nearest(name, ARCHITECTURES)
+            hint = f"; did you mean {near}?" if near else ""
+            raise ModelError(f"architecture is {name!r}; legal are {', '.join(ARCHITECTURES)}{hint}")
+        family = ARCHITECTURES[name]
+        kind = theirs.get("model_type", family.model_type)
+        if kind != family.model_type:
+            raise ModelError(f"model_type is {kind!r}, but the architecture {name} is of {family.model_type!r}")
+        return family, read_fields(family, theirs, family.architectures[name])
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
 
 
-def _to_theirs(model: Transformer) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in model.named_parameters():
-        rows = row_counts(name, model.config)
-        parts = parameter.detach().split(rows) if rows else (parameter.detach(),)
-        yield from zip(their_names(name), (part.contiguous().cpu() for part in parts), strict=True)
-
-
-def _read_weights(
-    folder: Path, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """Our state from the safetensors files of `folder`, one parameter at a time so as to need little more memory."""
-    places = _tensor_places(folder)
-    state = {}
-    for name, shape in shapes.items():
-        rows = row_counts(name, config) or [shape[0]]
-        parts = [
-            _read_tensor(places, theirs, (num_rows, *shape[1:]), folder).to(dtype)
-            for theirs, num_rows in zip(their_names(name), rows, strict=True)
-        ]
-        state[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
-    expected = {theirs for name in shapes for theirs in their_names(name)}
-    ignored = {"lm_head.weight"} if config.tie_embeddings else set()  # some writers store the tied matrix twice
-    left_over = sorted(key for key in places.keys() - expected - ignored if not key.endswith("rotary_emb.inv_freq"))
-    if left_over:
-        raise ModelError(f"{folder}: the weights hold {left_over[0]!r}, which config.json leaves no room for")
-    return state
-
-
-def _tensor_places(folder: Path) -> dict[str, Path]:
-    """Which file holds which tensor."""
-    index = folder / INDEX
-    if index.exists() and not (folder / WEIGHTS).exists():
-        files = sorted({folder / str(file) for file in _read_json(index).get("weight_map", {}).values()})
-    else:
-        files = [folder / WEIGHTS]
-    places = {}
-    for path in files:
-        if not path.exists():
-            pickled = sorted(found.name for pattern in PICKLES for found in folder.glob(pattern))
-            why = f"; {pickled[0]} is pickle, which can run code and is never read: convert it" if pickled else ""
-            raise ModelError(f"{path}: the file is missing{why}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                places.update(dict.fromkeys(file.keys(), path))
-        except SafetensorError as error:
-            raise ModelError(f"{path}: truncated or no safetensors file ({error}); copy the folder again") from None
-    return places
-
-
-def _read_tensor(places: Mapping[str, Path], name: str, shape: tuple[int, ...], folder: Path) -> Tensor:
-    if name not in places:
-        raise ModelError(f"{folder}: the weights lack the tensor {name!r} that config.json asks for")
-    with safe_open(places[name], framework="pt") as file:
-        tensor: Tensor = file.get_tensor(name)
-    if tuple(tensor.shape) != shape:
-        raise ModelError(f"{places[name]}: {name} has shape {tuple(tensor.shape)}; config.json asks for {shape}")
-    return tensor
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise ModelError(f"{path}: the file is missing; a model folder must have it")
+def _own_config(theirs: Mapping[str, Any]) -> ModelConfig:
+    """ModelConfig from our own kind of config.json, whose keys are its fields."""
+    fields = {field.name: theirs[field.name] for field in dataclasses.fields(ModelConfig) if field.name in theirs}
+    check_types(fields)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: not JSON ({error}); copy the folder again") from None
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: it holds a {type(content).__name__}; an object is needed")
-    return content
+        scaling = fields.get("rope_scaling")
+        if scaling is not None:
+            fields["rope_scaling"] = RopeScaling(**scaling)
+        return ModelConfig(**{**fields, "windows": tuple(fields.get("windows", (0,)))})
+    except TypeError as error:
+        raise ModelError(f"a field is missing or of a wrong type: {error}") from None
+
+
+# Weights, written.
+
+
+def _write_weights(model: Transformer, family: Family | None, folder: Path, shard_bytes: int) -> None:
+    """One file, or several and an index. Files of an earlier save that are none of these are removed afterwards."""
+    parts = parts_of(model, family)
+    groups = list(shards({name: view.nbytes for name, (_, view) in parts.items()}, shard_bytes))
+    names = [WEIGHTS] if len(groups) == 1 else [SHARD.format(n + 1, len(groups)) for n in range(len(groups))]
+    if len(groups) > 1:
+        (folder / INDEX).unlink(missing_ok=True)  # an old one must not name a mixture of new files and old
+    for file, group in zip(names, groups, strict=True):
+        tensors = {name: parts[name][0].written(parts[name][1]) for name in group}
+        write_tensors(folder / file, tensors, {"format": "pt"})  # transformers asks for that mark
+    if len(groups) > 1:
+        places = {name: file for file, group in zip(names, groups, strict=True) for name in group}
+        total = sum(view.nbytes for _, view in parts.values())
+        write_atomic(folder / INDEX, _json({"metadata": {"total_size": total}, "weight_map": places}))
+    else:
+        (folder / INDEX).unlink(missing_ok=True)
+    for old in [folder / WEIGHTS, *folder.glob("model-*-of-*.safetensors")]:
+        if old.name not in names:
+            old.unlink(missing_ok=True)
 
 
 def _json(content: Mapping[str, Any]) -> str:

@@ -1,0 +1,259 @@
+"""Parameters of ours and the tensors of theirs that they are made of: fused or apart, either way round.
+
+One description, `pieces`, serves reading and writing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from types import EllipsisType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jielong.errors import ModelError
+from jielong.model.config import ModelConfig
+from jielong.model.family import Family
+from jielong.model.transformer import Transformer
+from jielong.model.weights import TensorFiles
+
+WHOLE = ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor of theirs and its place in a parameter of ours.
+
+    place: an index or a slice of our first axis, or all of it. half: None for all of theirs, else this half of their
+    second axis. transposed: theirs is the other way round. leading: theirs has one more axis in front, of length 1.
+    """
+
+    theirs: str
+    place: int | slice | EllipsisType = WHOLE
+    transposed: bool = False
+    half: int | None = None
+    leading: bool = False
+
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of theirs whose place in ours has `shape`."""
+        if self.half is not None:
+            return (shape[0], 2 * shape[1], *shape[2:])
+        if self.leading:
+            return (1, *shape)
+        return shape[::-1] if self.transposed else shape
+
+    def ours(self, tensor: Tensor) -> Tensor:
+        """Theirs as it goes to its place; a view."""
+        if self.half is not None:
+            return tensor.unflatten(1, (2, -1))[:, self.half]
+        if self.leading:
+            return tensor[0]
+        return tensor.T if self.transposed else tensor
+
+    def written(self, tensor: Tensor) -> Tensor:
+        """What stands at its place, as theirs; contiguous and on the CPU."""
+        tensor = tensor.T if self.transposed else tensor[None] if self.leading else tensor
+        return tensor.contiguous().cpu()
+
+
+def pieces(family: Family | None, config: ModelConfig, name: str) -> list[Piece]:
+    """The tensors of theirs that make up our parameter `name`, in the order of its first axis; itself without a family.
+
+    Raises ModelError when the family has no such parameter.
+    """
+    if family is None:
+        return [Piece(name)]
+    template, layer = _template(name)
+    found = [theirs.replace("{i}", layer) for theirs in _spelled(family, config, template)]
+    transposed, leading = template in family.transposed, template in family.leading
+    if "{e}" in found[0]:
+        return [Piece(found[0].replace("{e}", str(expert)), expert) for expert in range(config.num_experts)]
+    if len(found) == 1:
+        return [Piece(found[0], WHOLE, transposed, leading=leading)]
+    parts, start = [], 0
+    for theirs, heads in zip(
+        found, [config.num_heads, config.num_kv_heads, config.num_kv_heads][-len(found) :], strict=True
+    ):
+        end = start + heads * config.head_size
+        parts.append(Piece(theirs, slice(start, end), transposed))
+        start = end
+    return parts
+
+
+def _template(name: str) -> tuple[str, str]:
+    """layers.3.attention.out.weight -> (layers.{i}.attention.out.weight, 3)."""
+    first, _, rest = name.partition(".")
+    index, _, last = rest.partition(".")
+    return (f"{first}.{{i}}.{last}", index) if index.isdigit() else (name, "")
+
+
+def _spelled(family: Family, config: ModelConfig, template: str) -> tuple[str, ...]:
+    """Their templates of ours: of the whole name, or of the module with the ending behind it."""
+    stem, dot, ending = template.rpartition(".")
+    for key, rest in ((template, ""), (f"{config.head}/{stem}", f"{dot}{ending}"), (stem, f"{dot}{ending}")):
+        if key in family.names:
+            entry = family.names[key]
+            return tuple(theirs + rest for theirs in ((entry,) if isinstance(entry, str) else entry))
+    raise ModelError(f"the architecture {family.model_type} has no parameter {template!r}")
+
+
+def parameters_on_meta(config: ModelConfig) -> dict[str, Tensor]:
+    """The parameters of a model by their names, without memory for them."""
+    with torch.device("meta"):
+        return dict(Transformer(config).named_parameters())
+
+
+def absent_pieces(family: Family | None, config: ModelConfig) -> dict[str, tuple[Piece, tuple[int, ...]]]:
+    """Tensors that their model must have, as zeros, and ours lacks: name -> (piece, the shape of its place)."""
+    if family is None:
+        return {}
+    constants = family.constants.get(config.head, {})
+    found = {theirs: (Piece(theirs), shape) for theirs, shape in constants.items()}
+    biases: dict[str, Any] = {name: True for name in family.zeros if not config.__dict__[name]}
+    if not biases:
+        return found
+    ours = parameters_on_meta(config)
+    for name, meta in parameters_on_meta(replace(config, **biases)).items():
+        if name not in ours:
+            for piece in pieces(family, config, name):
+                found[piece.theirs] = (piece, tuple(meta[piece.place].shape))
+    return found
+
+
+def parts_of(model: Transformer, family: Family | None) -> dict[str, tuple[Piece, Tensor]]:
+    """Everything to be written: their name -> (piece, what stands at its place). The tensors are views."""
+    parts = {
+        piece.theirs: (piece, parameter.detach()[piece.place])
+        for name, parameter in model.named_parameters()
+        for piece in pieces(family, model.config, name)
+    }
+    dtype = model.embed.weight.dtype
+    for theirs, (piece, shape) in absent_pieces(family, model.config).items():
+        parts[theirs] = (piece, torch.zeros(shape, dtype=dtype))
+    return parts
+
+
+class ParameterReader:
+    """Our parameters out of the files of a folder, one at a time so as to need little more memory than the model.
+
+    fresh: modules that the folder may lack; they are then new, and a warning says so.
+    """
+
+    def __init__(
+        self, files: TensorFiles, family: Family | None, config: ModelConfig, dtype: torch.dtype, fresh: tuple[str, ...]
+    ) -> None:
+        self.files, self.family, self.config, self.dtype, self.fresh = files, family, config, dtype, fresh
+        self.used: set[str] = set()
+        self.known = {self._usual(name): name for name in files.names()}  # their usual name -> the file's
+
+    def _usual(self, name: str) -> str:
+        for old, new in ({} if self.family is None else self.family.renamed).items():
+            name = name.replace(old, new)
+        return name
+
+    def state(self) -> dict[str, Tensor]:
+        """All parameters. Raises ModelError for a tensor that is missing, of a wrong shape or type, or left over."""
+        metas = parameters_on_meta(self.config)
+        state = {name: self._parameter(name, tuple(meta.shape)) for name, meta in metas.items()}
+        self._check_rest()
+        new = sorted({name.partition(".")[0] for name in state if self._is_fresh(name)})
+        if new:
+            warnings.warn(
+                f"{self.files.folder} has no {' and '.join(new)}: new weights were drawn; train before use",
+                stacklevel=4,
+            )
+        return state
+
+    def _is_fresh(self, name: str) -> bool:
+        return name.startswith(self.fresh) and self._find(pieces(self.family, self.config, name)[0].theirs) is None
+
+    def _parameter(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The parameter in `dtype`."""
+        if self._is_fresh(name):
+            return self._draw(name, shape)
+        wanted = self._wanted(name)
+        if len(wanted) == 1 and not wanted[0].transposed and wanted[0].half is None:
+            found = self._checked(wanted[0], shape)
+            if self.files.dtype(found) == self.dtype:
+                return wanted[0].ours(self.files.mapped(found))
+        whole = torch.empty(shape, dtype=self.dtype)
+        for piece in wanted:
+            place = whole[piece.place]
+            found = self._checked(piece, tuple(place.shape))
+            self.files.dtype(found)
+            place.copy_(piece.ours(self.files.passing(found)))
+        return whole
+
+    def _wanted(self, name: str) -> list[Piece]:
+        """The pieces of a parameter under the names that this folder has."""
+        wanted = pieces(self.family, self.config, name)
+        if self.family is None or self._find(wanted[0].theirs) is not None:
+            return wanted
+        template, layer = _template(name)
+        if template in self.family.fused:
+            theirs, half = self.family.fused[template]
+            fused = Piece(theirs.replace("{i}", layer), half=half)
+            return [fused] if self._find(fused.theirs) is not None else wanted
+        if name == "embed.weight" and self.config.tie_embeddings and "unembedding" in self.family.names:
+            tied = Piece(f"{self.family.names['unembedding']}.weight")  # some writers keep the other of the two
+            return [tied] if self._find(tied.theirs) is not None else wanted
+        return wanted
+
+    def _find(self, theirs: str) -> str | None:
+        """The name in the files: the usual one, or that without the prefix, which models without a head have."""
+        if theirs in self.known or self.family is None:
+            return self.known.get(theirs)
+        prefix = self.family.prefix
+        return self.known.get(theirs.removeprefix(prefix)) if theirs.startswith(prefix) else None
+
+    def _checked(self, piece: Piece, shape: tuple[int, ...]) -> str:
+        found = self._find(piece.theirs)
+        if found is None:
+            raise ModelError(
+                f"{self.files.folder}: the weights lack the tensor {piece.theirs!r} that config.json asks for"
+            )
+        wanted = piece.their_shape(shape)
+        if self.files.shape(found) != wanted:
+            raise ModelError(
+                f"{self.files.where(found)}: {found} has shape {self.files.shape(found)}; config.json asks for {wanted}"
+            )
+        self.used.add(found)
+        return found
+
+    def _draw(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A head's last map starts at 0, which prefers no answer; what is before it as usual, always with one seed."""
+        if name.endswith(".bias") or name.startswith(("classifier", "next_sentence")):
+            return torch.zeros(shape, dtype=self.dtype)
+        spread = self.config.init_std or self.config.width**-0.5
+        return (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * spread).to(self.dtype)
+
+    def _check_rest(self) -> None:
+        """Raises ModelError when the files hold what config.json leaves no room for."""
+        for theirs, (_, shape) in absent_pieces(self.family, self.config).items():
+            self._check_absent(theirs, shape)
+        for usual, name in self.known.items():
+            if name not in self.used and not self._says_nothing_new(usual):
+                raise ModelError(
+                    f"{self.files.where(name)}: it holds {name!r}, which config.json leaves no room for; "
+                    "config and weights must be of one model"
+                )
+
+    def _check_absent(self, theirs: str, shape: tuple[int, ...]) -> None:
+        assert self.family is not None
+        found = self._find(theirs)
+        if found is None:
+            return
+        self.used.add(found)
+        if theirs not in self.family.constants.get(self.config.head, {}) and self.files.passing(found).any():
+            raise ModelError(
+                f'{self.files.where(found)}: {found} is not 0, but "jielong" in config.json says that this model '
+                "has no such biases; if they were trained, take those lines out of config.json"
+            )
+
+    def _says_nothing_new(self, usual: str) -> bool:
+        if self.family is None:
+            return False
+        tied = self.config.tie_embeddings and usual == f"{self.family.names.get('unembedding')}.weight"
+        return tied or usual.endswith(self.family.skipped)
