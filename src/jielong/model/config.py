@@ -9,7 +9,7 @@ from jielong.errors import ModelError, nearest
 POSITIONS = ("rotary", "learned", "sinusoidal")
 NORMS = ("rms", "layer")
 NORM_PLACES = ("pre", "post", "both")
-ACTIVATIONS = ("swiglu", "geglu", "relu", "gelu", "gelu_tanh")
+ACTIVATIONS = ("swiglu", "geglu", "relu", "gelu", "gelu_tanh", "silu")
 HEADS = ("lm", "scalar", "masked_lm", "classes", "choice")
 
 
@@ -55,7 +55,8 @@ class ModelConfig:
     norm_at: str = "pre"  # post: transformer-base, bert-base, gpt1; both (before and after each sublayer): grok-1
     norm_eps: float = 1e-5
     embedding_norm: bool = False  # a norm on the sum of embeddings: bert-base
-    activation: str = "swiglu"  # relu: transformer-base; gelu (exact): bert-base; gelu_tanh: gpt2; geglu: grok-1
+    # relu: transformer-base; gelu (exact): bert-base; gelu_tanh: gpt2; geglu: grok-1; silu: most Marian translators
+    activation: str = "swiglu"
     qkv_bias: bool = False  # gpt2, bert-base, qwen2; of cross-attention as well
     out_bias: bool = False  # of the attention's output projection: gpt2, bert-base
     ffn_bias: bool = False  # transformer-base, gpt2, bert-base

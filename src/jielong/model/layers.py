@@ -134,13 +134,14 @@ NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,  # exact, with erf
     "gelu_tanh": _gelu_tanh,  # differs from the exact one by up to 5e-4
+    "silu": F.silu,
     "swiglu": F.silu,
     "geglu": _gelu_tanh,
 }
 
 
 class FeedForward(nn.Module):
-    """down(f(up(x))) with f a ReLU or GELU.
+    """down(f(up(x))) with f a ReLU, GELU or SiLU.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 2.
     """
