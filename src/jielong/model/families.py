@@ -199,10 +199,10 @@ MARIAN = Family(
         "dropout": ("dropout", 0.1),
         "attention_dropout": ("attention_dropout", 0.0),
         "init_std": ("init_std", 0.02),
-        "tie_word_embeddings": ("tie_embeddings", True),
     },
     choices={"activation_function": ("activation", "gelu", _PLAIN_ACTIVATIONS)},
     fixed={
+        "tie_word_embeddings": True,  # else their encoder and decoder have embeddings of their own as well
         "share_encoder_decoder_embeddings": True,
         "activation_dropout": 0.0,
         "encoder_layerdrop": 0.0,
@@ -250,11 +250,15 @@ MARIAN = Family(
         "layers.{i}.ffn.down": _TARGET + "fc2",
         "layers.{i}.ffn_norm": _TARGET + "final_layer_norm",
         "logit_bias": "final_logits_bias",
-        "unembedding": "lm_head",
     },
     leading=("logit_bias",),
     zeros=(*_BIASES, "logit_bias"),
-    skipped=("embed_positions.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),  # made, shared
+    skipped=(
+        "embed_positions.weight",
+        "encoder.embed_tokens.weight",
+        "decoder.embed_tokens.weight",
+        "lm_head.weight",
+    ),  # made, shared
 )
 
 # A model is written as the first that says all of it.
