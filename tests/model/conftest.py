@@ -104,3 +104,20 @@ def decoder_family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def tokens() -> torch.Tensor:
     return torch.randint(61, (3, 24), generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture
+def build_translator() -> Callable[[], Transformer]:
+    """Two stacks in the shape of 2017: post-norm, sinusoids, no biases but those of the feed-forward."""
+
+    def make() -> Transformer:
+        config = ModelConfig(
+            vocab_size=61, max_length=64, width=32, encoder_layers=2, decoder_layers=2, num_heads=4, num_kv_heads=4,
+            head_size=8, ffn_width=48, positions="sinusoidal", norm="layer", norm_at="post", activation="relu",
+            ffn_bias=True, embedding_scale=32**0.5,
+        )  # fmt: skip
+        model = Transformer(config)
+        model.init_weights(torch.Generator().manual_seed(5))
+        return model
+
+    return make

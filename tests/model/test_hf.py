@@ -1,3 +1,5 @@
+"""The model folder: what we write, transformers and we read; what is broken is refused in one line."""
+
 from __future__ import annotations
 
 import json
@@ -10,46 +12,71 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from jielong.errors import ModelError
-from jielong.model.hf import load_model, read_provenance, save_model, their_names
+from jielong.model.config import ModelConfig, RopeScaling
+from jielong.model.hf import config_to_hf, load_model, read_config, read_provenance, save_model, their_names
 from jielong.model.transformer import Transformer
 
+from .hf_cases import CASES, make_theirs, padded
 
-def make_llama(head: str, kv_heads: int, tied: bool, head_dim: int = 8) -> Any:
-    torch.manual_seed(kv_heads)
-    config = LlamaConfig(
-        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=kv_heads, head_dim=head_dim, max_position_embeddings=64, tie_word_embeddings=tied,
-        rms_norm_eps=1e-5, initializer_range=0.2, pad_token_id=0, num_labels=1,
-        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
-    )  # fmt: skip
-    return (LlamaForCausalLM if head == "lm" else LlamaForSequenceClassification)(config).eval()
+IDS = {"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 0}
 
 
-@pytest.mark.parametrize("head", ["lm", "scalar"])
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("tied", [True, False])
-def test_logits_and_gradients_equal_transformers(
-    head: str, kv_heads: int, tied: bool, tmp_path: Path, tokens: Tensor
-) -> None:
-    theirs = make_llama(head, kv_heads, tied, head_dim=8 if kv_heads > 1 else 6)
-    theirs.save_pretrained(tmp_path)
-    ours = load_model(tmp_path)
-    tokens = tokens.clamp(min=1)  # no padding, so that their classifier reads the last position
-    expected = theirs(tokens).logits
-    found = ours(tokens) if head == "lm" else ours(tokens)[:, -1:]
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3))
-    expected.backward(upstream)
-    found.backward(upstream)
-    their_gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    for name, parameter in ours.named_parameters():
-        gradient = torch.cat([their_gradients[part] for part in their_names(name)])
-        torch.testing.assert_close(
-            parameter.grad, gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item(), msg=name
-        )
+def load_theirs(folder: Path, caplog: pytest.LogCaptureFixture) -> Any:
+    """The folder in `transformers`, in the class that its config names; nothing missing, left over or warned of."""
+    name = json.loads((folder / "config.json").read_text())["architectures"][0]
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    try:
+        theirs, report = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
+    finally:
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert not any(report.values()), report  # missing, unexpected, mismatched keys, error messages
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not told, told
+    return theirs
+
+
+def same(one: Transformer, other: Transformer) -> None:
+    """Bit for bit the same parameters, and the same config."""
+    ours, theirs = dict(one.named_parameters()), dict(other.named_parameters())
+    assert one.config == other.config and ours.keys() == theirs.keys()
+    for name, parameter in ours.items():
+        assert torch.equal(parameter, theirs[name]) and parameter.dtype == theirs[name].dtype, name
+
+
+def random_model(config: ModelConfig) -> Transformer:
+    """A model whose biases and norms are random too."""
+    model, generator = Transformer(config).eval(), torch.Generator().manual_seed(5)
+    model.init_weights(generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.filterwarnings("ignore:.*new weights were drawn")
+def test_ours_to_theirs_and_back(case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Their folder, ours, theirs again: the same architecture, config and bits each time, and nothing to warn of."""
+    theirs = make_theirs(case)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load_model(tmp_path / "theirs")
+    save_model(ours, tmp_path / "ours", token_ids=IDS)
+    same(ours, load_model(tmp_path / "ours"))
+    again = load_theirs(tmp_path / "ours", caplog)
+    heads = {"BertForMaskedLM": "BertForPreTraining", "BertModel": "BertForSequenceClassification"}
+    kind = type(theirs).__name__
+    assert type(again).__name__ == heads.get(kind, kind)
+    again.save_pretrained(tmp_path / "again")
+    same(ours, load_model(tmp_path / "again"))
+    if kind in heads:
+        return
+    state, found = theirs.state_dict(), again.state_dict()
+    assert state.keys() == found.keys()
+    constant = "multiple_choice_head.summary.bias"  # one number added to all candidates, which ours has not
+    assert all(torch.equal(state[name], found[name]) for name in state if name != constant)
 
 
 @pytest.mark.parametrize("head", ["lm", "scalar"])
@@ -58,15 +85,8 @@ def test_transformers_loads_what_we_write(
     build, head: str, tied: bool, tmp_path: Path, tokens: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:  # type: ignore[no-untyped-def]
     ours: Transformer = build(head=head, tied=tied)
-    save_model(ours, tmp_path, {"stage": "test"}, {"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 0})
-    auto = transformers.AutoModelForCausalLM if head == "lm" else transformers.AutoModelForSequenceClassification
-    logging.getLogger("transformers").addHandler(caplog.handler)
-    try:
-        theirs, report = auto.from_pretrained(tmp_path, output_loading_info=True)
-    finally:
-        logging.getLogger("transformers").removeHandler(caplog.handler)
-    assert not any(report.values()), report  # missing, unexpected, mismatched keys, error messages
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    save_model(ours, tmp_path, {"stage": "test"}, IDS)
+    theirs = load_theirs(tmp_path, caplog)
     tokens = tokens.clamp(min=1)
     expected = ours(tokens) if head == "lm" else ours(tokens)[:, -1:]
     torch.testing.assert_close(theirs(tokens).logits, expected, rtol=1e-5, atol=1e-5)
@@ -77,19 +97,122 @@ def test_transformers_loads_what_we_write(
         assert greedy[0, 5].item() == ours(tokens[:1, :5])[0, -1].argmax().item()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_round_trip_is_bit_equal(build, tmp_path: Path, tokens: Tensor, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
-    model: Transformer = build(tied=False).to(dtype)
+SHAPE = {
+    "vocab_size": 61, "max_length": 64, "width": 32, "decoder_layers": 2, "num_heads": 4, "num_kv_heads": 4,
+    "head_size": 8, "ffn_width": 48,
+}  # fmt: skip
+LAYER_NORM = {"norm": "layer", "activation": "gelu_tanh", "ffn_width": 128}
+TWO_STACKS = {**LAYER_NORM, "encoder_layers": 2, "norm_at": "post", "positions": "sinusoidal", "activation": "relu"}
+BIASES = {"qkv_bias": True, "out_bias": True, "ffn_bias": True}
+# A config of ours -> the architecture that it is written as.
+WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("LlamaForCausalLM", {}),
+    "trained otherwise": ("LlamaForCausalLM", {"dropout": 0.1, "attention_dropout": 0.2, "init_std": 0.3}),
+    "longer context": ("LlamaForCausalLM", {"rope_scaling": RopeScaling(4.0, 1.0, 4.0, 16)}),
+    "all biases": ("LlamaForCausalLM", BIASES),
+    "heads that do not divide": ("MistralForCausalLM", {"num_heads": 3, "num_kv_heads": 3, "head_size": 12}),
+    "window": ("MistralForCausalLM", {"windows": (5,)}),
+    "qkv bias": ("Qwen2ForCausalLM", {"qkv_bias": True}),
+    "qk norm": ("Qwen3ForCausalLM", {"qk_norm": True, "head_size": 12}),
+    "qk norm, scalar": ("Qwen3ForSequenceClassification", {"qk_norm": True, "head": "scalar"}),
+    "classes": ("LlamaForSequenceClassification", {"head": "classes", "num_labels": 5}),
+    "experts": ("MixtralForCausalLM", {"num_experts": 4, "experts_per_token": 2}),
+    "experts, qk norm": ("Qwen3MoeForCausalLM", {"num_experts": 4, "experts_per_token": 2, "qk_norm": True}),
+    "gpt2": ("GPT2LMHeadModel", {**LAYER_NORM, **BIASES, "positions": "learned", "ffn_width": 40, "dropout": 0.1}),
+    "gpt2 without biases": ("GPT2LMHeadModel", {**LAYER_NORM, "positions": "learned"}),
+    "gpt1": ("OpenAIGPTLMHeadModel", {**LAYER_NORM, **BIASES, "positions": "learned", "norm_at": "post"}),
+    "transformer": ("MarianMTModel", {**TWO_STACKS, "ffn_bias": True, "embedding_scale": 32**0.5}),
+    "translator": ("MarianMTModel", {**TWO_STACKS, **BIASES, "logit_bias": True}),
+    "bert": ("BertForPreTraining", {
+        **LAYER_NORM, **BIASES, "encoder_layers": 2, "decoder_layers": 0, "norm_at": "post", "positions": "learned",
+        "activation": "gelu", "embedding_norm": True, "logit_bias": True, "token_types": 2, "head": "masked_lm"}),
+    # what none of theirs can say
+    "exact gelu, gpt1": ("JielongTransformer", {
+        **LAYER_NORM, **BIASES, "positions": "learned", "norm_at": "post", "activation": "gelu"}),
+    "qkv bias, window": ("JielongTransformer", {"qkv_bias": True, "windows": (5,)}),
+    "alternating windows": ("JielongTransformer", {**LAYER_NORM, **BIASES, "positions": "learned", "windows": (0, 4)}),
+    "grok": ("JielongTransformer", {
+        "norm_at": "both", "activation": "geglu", "num_experts": 4, "experts_per_token": 2, "normalise_experts": False,
+        "embedding_scale": 78.38, "logit_scale": 0.577, "attention_softcap": 30.0}),
+    "untied translator": ("JielongTransformer", {**TWO_STACKS, **BIASES, "tie_embeddings": False}),
+    "stretched, capped": ("JielongTransformer", {
+        "rope_scaling": RopeScaling(4.0, 1.0, 4.0, 16), "attention_softcap": 30.0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_written_as_the_family_that_says_all_of_it(case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    architecture, fields = WRITTEN[case]
+    model = random_model(ModelConfig(**{**SHAPE, **fields}))
+    save_model(model, tmp_path, token_ids=IDS)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [architecture]
+    assert read_config(tmp_path) == model.config
+    same(model, load_model(tmp_path))
+    names = {theirs for name, _ in model.named_parameters() for theirs in their_names(name, model.config)}
+    assert names <= load_file(tmp_path / "model.safetensors").keys()
+    if architecture == "JielongTransformer":
+        with pytest.raises(ValueError, match="jielong"):
+            transformers.AutoModel.from_pretrained(tmp_path)
+        return
+    theirs = load_theirs(tmp_path, caplog).eval()
+    if model.config.head != "lm":
+        return  # their scores are compared in test_hf_parity.py
+    tokens, _ = padded("none")
+    with torch.no_grad():
+        if model.config.encoder_layers:
+            expected = theirs(tokens, decoder_input_ids=tokens.flip(1)).logits
+            found = model(tokens.flip(1), source=tokens)
+        else:
+            expected, found = theirs(tokens).logits, model(tokens)
+    assert (found - expected).abs().max() <= 1e-5
+
+
+def test_a_decoder_with_one_class_is_no_scalar(tmp_path: Path) -> None:
+    """Theirs are told apart by the number of labels alone, so this one is written as our own."""
+    config = ModelConfig(**{**SHAPE, "head": "classes", "num_labels": 1})
+    assert config_to_hf(config)["model_type"] == "jielong"
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2", "mixtral", "bert", "marian"])
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_half_precision(case: str, stored: torch.dtype, tmp_path: Path) -> None:
+    """Read as float32 the numbers are theirs exactly; read as they are stored, they are written back bit for bit."""
+    theirs = make_theirs(case).to(stored)
+    theirs.save_pretrained(tmp_path)
+    ours = load_model(tmp_path)
+    assert {parameter.dtype for parameter in ours.parameters()} == {torch.float32}
+    half = load_model(tmp_path, stored)
+    assert {parameter.dtype for parameter in half.parameters()} == {stored}
+    for name, parameter in ours.named_parameters():
+        assert torch.equal(parameter, half.get_parameter(name).float())
+    save_model(half, tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["dtype"] == str(stored)[6:]
+    wanted, found = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "ours" / "model.safetensors")
+    assert wanted.keys() == found.keys() and all(torch.equal(wanted[name], found[name]) for name in wanted)
+
+
+def test_round_trip_computes_the_same(build, tmp_path: Path, tokens: Tensor) -> None:  # type: ignore[no-untyped-def]
+    model: Transformer = build(tied=False)
     save_model(model, tmp_path, {"parent": "none"})
-    again = load_model(tmp_path, dtype)
-    assert again.config == model.config and read_provenance(tmp_path) == {"version": 1, "parent": "none"}
-    ours, theirs = dict(model.named_parameters()), dict(again.named_parameters())
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) and theirs[name].requires_grad for name in ours)
-    assert again.positions.cos.device.type == "cpu"
-    if dtype == torch.float32:
-        assert torch.equal(model(tokens), again(tokens))
+    again = load_model(tmp_path)
+    same(model, again)
+    assert read_provenance(tmp_path) == {"version": 1, "parent": "none"}
+    assert all(parameter.requires_grad for parameter in again.parameters())
+    assert torch.equal(model(tokens), again(tokens))
     assert not list(tmp_path.glob(".*"))  # no temporary file is left
+
+
+def test_weights_in_use_may_be_replaced_and_changed(build, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Parameters are views of the file: training must not write into it, nor saving pull it from under them."""
+    save_model(build(), tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    model = load_model(tmp_path)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    save_model(model, tmp_path)
+    same(model, load_model(tmp_path))
 
 
 def test_loading_uses_no_random_numbers(build, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -181,7 +304,7 @@ def test_wrong_tensors(folder: Path) -> None:
     with pytest.raises(ModelError, match="lack the tensor 'model.layers.1.self_attn.k_proj.weight'"):
         load_model(folder)
     _edit_weights(folder, {name: good, "model.layers.2.extra.weight": good.clone()})
-    with pytest.raises(ModelError, match="hold 'model.layers.2.extra.weight'"):
+    with pytest.raises(ModelError, match="holds 'model.layers.2.extra.weight', which config.json leaves"):
         load_model(folder)
 
 
@@ -189,10 +312,12 @@ def test_wrong_tensors(folder: Path) -> None:
     ("changes", "told"),
     [
         ({"architectures": ["LlamaForCausalLMs"]}, "did you mean LlamaForCausalLM"),
-        ({"architectures": ["GPT2LMHeadModel"]}, "architecture is 'GPT2LMHeadModel'; legal are LlamaForCausalLM"),
-        ({"architectures": None}, "none given"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "model_type is 'llama', but the architecture GPT2LMHeadModel is of"),
+        ({"architectures": ["T5Model"]}, "architecture is 'T5Model'; legal are LlamaForCausalLM"),
+        ({"architectures": None, "model_type": None}, "none given"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"attention_bias": True}, "attention_bias is True"),
+        ({"attention_bias": True}, "lack the tensor 'model.layers.0.self_attn.q_proj.bias'"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is set"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type is 'yarn'"),
         ({"num_key_value_heads": 3}, "config.json: num_kv_heads is 3"),
         ({"vocab_size": 62}, r"embed_tokens.weight has shape \(61, 32\); config.json asks for \(62, 32\)"),
