@@ -28,6 +28,7 @@ from jielong.tensors import write_tensors
 
 FOLDER_VERSION = 1
 SHARD, SHARD_BYTES = "model-{:05d}-of-{:05d}.safetensors", 5_000_000_000
+MOST_POSITIONS = 2**24
 OWN_TYPE, OWN_ARCHITECTURE = "jielong", "JielongTransformer"
 ARCHITECTURES = {name: family for family in FAMILIES for name in family.architectures}
 
@@ -70,9 +71,7 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> Transf
     theirs = _read_content(folder)
     family, config = _translate(theirs, folder / "config.json")
     files = TensorFiles(folder)
-    num_layers, num_tensors = max(config.encoder_layers, config.decoder_layers), len(files.names())
-    if num_layers > num_tensors:  # before anything is built for them
-        raise ModelError(f"{folder}: config.json asks for {num_layers} layers; the weights hold {num_tensors} tensors")
+    _check_promises(config, files)
     fresh = () if family is None else family.fresh.get(_architecture(theirs), ())
     state = ParameterReader(files, family, config, dtype, fresh).state()
     with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
@@ -81,6 +80,20 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> Transf
     model.requires_grad_(True)
     model.build_tables()
     return model
+
+
+def _check_promises(config: ModelConfig, files: TensorFiles) -> None:
+    """Raises ModelError for a config after which far more would be built than the weights are for."""
+    num_layers, num_tensors = max(config.encoder_layers, config.decoder_layers), len(files.names())
+    if num_layers > num_tensors:
+        raise ModelError(
+            f"{files.folder}: config.json asks for {num_layers} layers; the weights hold {num_tensors} tensors"
+        )
+    if config.max_length > MOST_POSITIONS:
+        raise ModelError(
+            f"{files.folder}: by config.json the longest row is {config.max_length} tokens; legal are up to "
+            f"{MOST_POSITIONS}, the last position that float32 counts exactly"
+        )
 
 
 def read_provenance(folder: str | Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ One description, `pieces`, serves reading and writing.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import EllipsisType
 from typing import Any
@@ -58,28 +59,30 @@ class Piece:
         return tensor.contiguous().cpu()
 
 
-def pieces(family: Family | None, config: ModelConfig, name: str) -> list[Piece]:
+def pieces(family: Family | None, config: ModelConfig, name: str) -> Iterator[Piece]:
     """The tensors of theirs that make up our parameter `name`, in the order of its first axis; itself without a family.
 
+    One after the other, since a config.json may promise more experts than anyone could list.
     Raises ModelError when the family has no such parameter.
     """
     if family is None:
-        return [Piece(name)]
+        yield Piece(name)
+        return
     template, layer = _template(name)
     found = [theirs.replace("{i}", layer) for theirs in _spelled(family, config, template)]
     transposed, leading = template in family.transposed, template in family.leading
     if "{e}" in found[0]:
-        return [Piece(found[0].replace("{e}", str(expert)), expert) for expert in range(config.num_experts)]
-    if len(found) == 1:
-        return [Piece(found[0], WHOLE, transposed, leading=leading)]
-    parts, start = [], 0
-    for theirs, heads in zip(
-        found, [config.num_heads, config.num_kv_heads, config.num_kv_heads][-len(found) :], strict=True
-    ):
-        end = start + heads * config.head_size
-        parts.append(Piece(theirs, slice(start, end), transposed))
-        start = end
-    return parts
+        for expert in range(config.num_experts):
+            yield Piece(found[0].replace("{e}", str(expert)), expert)
+    elif len(found) == 1:
+        yield Piece(found[0], WHOLE, transposed, leading=leading)
+    else:  # queries, keys and values, or the latter two
+        heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads][-len(found) :]
+        start = 0
+        for theirs, num_heads in zip(found, heads, strict=True):
+            end = start + num_heads * config.head_size
+            yield Piece(theirs, slice(start, end), transposed)
+            start = end
 
 
 def _template(name: str) -> tuple[str, str]:
@@ -155,8 +158,12 @@ class ParameterReader:
 
     def state(self) -> dict[str, Tensor]:
         """All parameters. Raises ModelError for a tensor that is missing, of a wrong shape or type, or left over."""
-        metas = parameters_on_meta(self.config)
-        state = {name: self._parameter(name, tuple(meta.shape)) for name, meta in metas.items()}
+        try:
+            metas = parameters_on_meta(self.config)
+        except (RuntimeError, TypeError) as error:  # sizes beyond what torch counts
+            reason = str(error).splitlines()[0]
+            raise ModelError(f"{self.files.folder}: no model can be as large as config.json says: {reason}") from None
+        state = {name: self._parameter(name, meta) for name, meta in metas.items()}
         self._check_rest()
         new = sorted({name.partition(".")[0] for name in state if self._is_fresh(name)})
         if new:
@@ -167,39 +174,37 @@ class ParameterReader:
         return state
 
     def _is_fresh(self, name: str) -> bool:
-        return name.startswith(self.fresh) and self._find(pieces(self.family, self.config, name)[0].theirs) is None
+        if not name.startswith(self.fresh):
+            return False
+        return self._find(next(pieces(self.family, self.config, name)).theirs) is None
 
-    def _parameter(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The parameter in `dtype`."""
+    def _parameter(self, name: str, meta: Tensor) -> Tensor:
+        """The parameter in `dtype`. meta: one of its shape. All is checked before room is made for it."""
         if self._is_fresh(name):
-            return self._draw(name, shape)
-        wanted = self._wanted(name)
-        if len(wanted) == 1 and not wanted[0].transposed and wanted[0].half is None:
-            found = self._checked(wanted[0], shape)
-            if self.files.dtype(found) == self.dtype:
-                return wanted[0].ours(self.files.mapped(found))
-        whole = torch.empty(shape, dtype=self.dtype)
-        for piece in wanted:
-            place = whole[piece.place]
-            found = self._checked(piece, tuple(place.shape))
-            self.files.dtype(found)
-            place.copy_(piece.ours(self.files.passing(found)))
+            return self._draw(name, tuple(meta.shape))
+        found = [(piece, self._checked(piece, tuple(meta[piece.place].shape))) for piece in self._wanted(name)]
+        piece, theirs = found[0]
+        as_it_is = piece.place is WHOLE and not piece.transposed and piece.half is None
+        if as_it_is and self.files.dtype(theirs) == self.dtype:
+            return piece.ours(self.files.mapped(theirs))
+        whole = torch.empty(meta.shape, dtype=self.dtype)
+        for piece, theirs in found:
+            whole[piece.place].copy_(piece.ours(self.files.passing(theirs)))
         return whole
 
-    def _wanted(self, name: str) -> list[Piece]:
+    def _wanted(self, name: str) -> Iterator[Piece]:
         """The pieces of a parameter under the names that this folder has."""
-        wanted = pieces(self.family, self.config, name)
-        if self.family is None or self._find(wanted[0].theirs) is not None:
-            return wanted
+        usual = pieces(self.family, self.config, name)
+        if self.family is None or self._find(next(pieces(self.family, self.config, name)).theirs) is not None:
+            return usual
         template, layer = _template(name)
+        other: Piece | None = None
         if template in self.family.fused:
             theirs, half = self.family.fused[template]
-            fused = Piece(theirs.replace("{i}", layer), half=half)
-            return [fused] if self._find(fused.theirs) is not None else wanted
-        if name == "embed.weight" and self.config.tie_embeddings and "unembedding" in self.family.names:
-            tied = Piece(f"{self.family.names['unembedding']}.weight")  # some writers keep the other of the two
-            return [tied] if self._find(tied.theirs) is not None else wanted
-        return wanted
+            other = Piece(theirs.replace("{i}", layer), half=half)
+        elif name == "embed.weight" and self.config.tie_embeddings and "unembedding" in self.family.names:
+            other = Piece(f"{self.family.names['unembedding']}.weight")  # some writers keep the other of the two
+        return usual if other is None or self._find(other.theirs) is None else iter([other])
 
     def _find(self, theirs: str) -> str | None:
         """The name in the files: the usual one, or that without the prefix, which models without a head have."""
@@ -219,6 +224,7 @@ class ParameterReader:
             raise ModelError(
                 f"{self.files.where(found)}: {found} has shape {self.files.shape(found)}; config.json asks for {wanted}"
             )
+        self.files.dtype(found)  # which refuses what is no floating-point number
         self.used.add(found)
         return found
 
