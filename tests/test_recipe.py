@@ -234,7 +234,7 @@ def test_resolved_model_tables_are_read_back(tmp_path: Path) -> None:
         ("gpt2-124m", "qkv_bias=true", "qkv_bias = True has no effect: preset 'gpt2-124m' has it"),
         ("gpt2-124m", "rope_base=5000", "rope_base = 5000.0 has no effect: positions are 'learned'"),
         ("jie-s", "normalise_experts=false", "normalise_experts = False has no effect: there are no experts"),
-        ("mixtral-8x7b", "ffn_bias=true", "ffn_bias = True has no effect: experts have no biases"),
+        ("mixtral-8x7b", "ffn_bias=true", "ffn_bias is on, but experts have no biases"),
         ("jie-s", "experts_per_token=2", "experts_per_token is 2; with num_experts = 0 legal are 0 only"),
         ("jie-s", "num_experts=4", "experts_per_token is 0; with num_experts = 4 legal are 1 to 4"),
         ("jie-s", "activation=swigl", "activation is 'swigl'; legal are swiglu, geglu"),

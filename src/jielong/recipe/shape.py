@@ -97,7 +97,6 @@ class ModelSettings(ModelFields):
         idle = {
             "rope_base": config.positions != "rotary" and f"positions are '{config.positions}'",
             "normalise_experts": not config.num_experts and "there are no experts; set num_experts",
-            "ffn_bias": config.num_experts > 0 and "experts have no biases",
         }
         for name, why in idle.items():
             if why and name in self._given():
