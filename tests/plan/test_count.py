@@ -76,7 +76,7 @@ def test_count_equals_the_model_on_the_meta_device(name: str) -> None:
         {"qkv_bias": True, "out_bias": True, "ffn_bias": True},
         {"activation": "relu", "ffn_bias": True, "qkv_bias": True},
         {"num_experts": 4, "experts_per_token": 2, "norm_at": "both"},
-        {"num_experts": 4, "experts_per_token": 2, "activation": "gelu", "ffn_bias": True},
+        {"num_experts": 4, "experts_per_token": 2, "activation": "gelu", "out_bias": True},
     ],
     ids=lambda fields: "-".join(fields),
 )

@@ -26,7 +26,7 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
         "embedding": (config.vocab_size + config.token_types) * config.width,
         "positions": config.max_length * config.width if config.positions == "learned" else 0,
         "attention": (layers + num_cross_layers(config)) * (attention_weights(config) + bias_a_layer) + qk_norms,
-        "ffn": layers * (ffns * ffn_weights(config) + _ffn_biases(config)),
+        "ffn": layers * (ffns * ffn_weights(config) + _ffn_biases(config)),  # experts have no biases
         "router": layers * config.num_experts * config.width,
         "norms": _num_norms(config) * _norm_parameters(config),
         "head": _head_parameters(config),
@@ -64,9 +64,7 @@ def num_cross_layers(config: ModelConfig) -> int:
 
 
 def _ffn_biases(config: ModelConfig) -> int:
-    if config.num_experts or not config.ffn_bias:
-        return 0  # experts have none
-    return (2 if config.gated else 1) * config.ffn_width + config.width
+    return ((2 if config.gated else 1) * config.ffn_width + config.width) * config.ffn_bias
 
 
 def _num_norms(config: ModelConfig) -> int:
