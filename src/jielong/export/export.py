@@ -17,8 +17,9 @@ import torch
 from jielong.errors import ModelError, StorageError, UsageError, nearest
 from jielong.export import llamacpp
 from jielong.export.gguf import TYPES, check_gguf, need_gguf, write_gguf
+from jielong.export.probe import Answer, Probe
 from jielong.export.two_files import PROGRAM, WEIGHTS, load_program, write_two_files
-from jielong.export.verify import Answer, Probe, Verdict, compare, in_words, make_probe, num_same
+from jielong.export.verify import Verdict, compare, in_words, make_probe, num_same
 from jielong.export.vocabulary import read_vocabulary
 from jielong.folder import load, save
 from jielong.generate.engine import Engine

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jielong.errors import ModelError, UsageError
-from jielong.export.shape import gguf_family
+from jielong.export.shape import gguf_family, rope_divisors
 from jielong.export.vocabulary import Vocabulary
 from jielong.model.config import ModelConfig
 from jielong.model.transformer import Transformer
@@ -173,6 +173,9 @@ def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary, num_rows: i
 
 def _tensors(model: Transformer, family: str, kind: str) -> Iterator[_Placed]:
     """The file's tensors in its order. Raises ModelError for a number that float16 cannot hold."""
+    divisors = rope_divisors(model.config)
+    if divisors is not None:
+        yield _Placed("rope_freqs.weight", divisors, "F32")
     for name, parameter in model.named_parameters():
         for theirs, values in _split(name, parameter.detach().cpu().float(), model.config, family):
             stored = _stored_as(values, kind)

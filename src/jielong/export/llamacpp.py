@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jielong.errors import ModelError
-from jielong.export.verify import Answer, Probe
+from jielong.export.probe import Answer, Probe
 
 SECONDS = 1800
 

@@ -211,6 +211,8 @@ class Model:
         self.max_length: int = self.config["max_length"]
         half = np.arange(0, self.config["head_size"], 2, dtype=np.float32) / np.float32(self.config["head_size"])
         self.frequencies = np.float32(self.config["rope_base"]) ** -half  # (H/2,) radians a position
+        if "rope.divisors" in self.weights:  # stretched for a longer context than the one first trained on
+            self.frequencies = self.frequencies / self.weights["rope.divisors"]
 
     def read(self, ids: list[int], cache: Cache) -> Array:
         """Read the ids after those in the cache; the scores (V,) of what comes next."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 
+import torch
+from torch import Tensor
+
 from jielong.errors import ModelError
 from jielong.model.config import ModelConfig
+from jielong.model.positions import scaled_frequencies
 
 # Fields that no export's reader lets vary. Those that decide how much is computed, not what, may have any value.
 ALWAYS: dict[str, tuple[object, ...]] = {
@@ -72,3 +76,11 @@ def gguf_family(config: ModelConfig) -> str:
             f"{config.width / config.num_heads:g}"
         )
     return family
+
+
+def rope_divisors(config: ModelConfig) -> Tensor | None:
+    """What each rotary frequency is divided by, (H/2,) float32, where positions are stretched; None where not."""
+    if config.rope_scaling is None or config.positions != "rotary":
+        return None
+    frequencies = config.rope_base ** (-torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size)
+    return frequencies / scaled_frequencies(frequencies, config.rope_scaling)

@@ -14,9 +14,8 @@ from types import ModuleType
 
 import torch
 
-from jielong.errors import ModelError
 from jielong.export import run
-from jielong.export.shape import NUMPY, check_shape
+from jielong.export.shape import NUMPY, check_shape, rope_divisors
 from jielong.export.vocabulary import Vocabulary
 from jielong.model.transformer import Transformer
 from jielong.tensors import write_tensors
@@ -33,9 +32,10 @@ TOKENIZER_KEYS = ("split", "ignore_merges", "normalise", "bos_id", "stop_ids")
 def write_two_files(folder: Path, model: Transformer, vocabulary: Vocabulary, dtype: torch.dtype) -> None:
     """Write model.safetensors, its numbers as `dtype`, and run.py. Raises ModelError for a shape that run.py lacks."""
     check_shape(model.config, NUMPY, "run.py")
-    if model.config.rope_scaling is not None:
-        raise ModelError("rope_scaling is set; run.py knows only rotary positions that are not stretched")
     tensors = {name: parameter.detach().to(dtype).cpu() for name, parameter in model.named_parameters()}
+    divisors = rope_divisors(model.config)
+    if divisors is not None:
+        tensors["rope.divisors"] = divisors
     notes = {
         "format": run.FORMAT,
         "config": {key: model.config.__dict__[key] for key in CONFIG_KEYS},

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from jielong.errors import ModelError
+from jielong.export.probe import Answer, Probe
 from jielong.generate.engine import Engine
 from jielong.tokenizer.chat import Message, render
 from jielong.tokenizer.tokenizer import Tokenizer
@@ -40,29 +41,6 @@ TEXTS = (
     "<|end|> <|im_end|> </s> [INST]",
     "a" * 40 + " " * 17 + "!" * 9,
 )
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What is asked: prompts (ids) to go on from, texts to tokenize, a conversation to render (None: no chat)."""
-
-    prompts: list[list[int]]
-    num_tokens: int
-    texts: list[str]
-    conversation: list[Message] | None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the exported model said: new tokens a prompt, their log-probabilities in nats ([]: not known), ids a text.
-
-    chat: the ids of the conversation, ready for a reply.
-    """
-
-    tokens: list[list[int]]
-    logprobs: list[list[float]]
-    ids: list[list[int]]
-    chat: list[int] | None
 
 
 @dataclass(frozen=True)
