@@ -43,6 +43,16 @@ def test_g_at_the_start_the_loss_is_ln_2_and_margins_are_0(make_model: Make, run
     assert metrics["margin"].item() == pytest.approx(0, abs=1e-6)
 
 
+def test_19_dropout_is_off_while_the_policy_learns(make_model: Make, runtime: Runtime) -> None:
+    plain = make_model(seed=1, scale=8.0)
+    policy = Transformer(dataclasses.replace(plain.config, dropout=0.5, attention_dropout=0.5))
+    policy.load_state_dict(plain.state_dict())
+    batch = collate(with_reference(policy.eval(), ITEMS, 9, runtime), 9)
+    optimizer = build_optimizer(policy, OptimizerConfig(1e-3))
+    first = next(fit(policy, optimizer, lambda _: [batch], dpo(DPOConfig(0.1)), lambda _: 1.0, runtime, FitConfig(1)))
+    assert first.loss == pytest.approx(math.log(2), abs=1e-6)
+
+
 def test_g_a_swapped_pair_is_antisymmetric(make_model: Make, runtime: Runtime) -> None:
     policy, reference = make_model(seed=1, scale=8.0), make_model(seed=2, scale=8.0)
     item = with_reference(reference, ITEMS[1:], 9, runtime)[0]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from jielong.align.reward import RewardModel
 from jielong.align.rollout import Actors, collect, iteration_prompts, minibatch_rows, values_before
 from jielong.align.settings import PPOConfig
 from jielong.data.batch import Batch
+from jielong.generate.engine import Completion
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime
 from jielong.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -263,6 +264,32 @@ def test_26_with_lora_the_reference_is_the_policy_without_its_adapter(
     rollout, figures, _ = collect(actors, prompts, CONFIG, 0.05, 3, runtime)
     assert float((rollout.logprobs - rollout.ref_logprobs).abs().max()) > 0.01
     assert set(learner.models) == {"policy", "critic"} and learner.models["policy"] is learner.adapters["policy"]
+
+
+@pytest.mark.parametrize("verified", [False, True])
+def test_19_dropout_of_the_models_is_off(
+    verified: bool, make_model: Callable[..., Transformer], make_learner: MakeLearner, prompts: list[list[int]],
+    runtime: Runtime,
+) -> None:  # fmt: skip
+    """Whatever mode they come in; with a reward that is no model the critic is made here."""
+
+    class Length:
+        def score_replies(self, completions: Sequence[Completion]) -> list[float]:
+            return [float(len(each.tokens)) for each in completions]
+
+    def dropping(plain: Transformer) -> Transformer:
+        model = Transformer(dataclasses.replace(plain.config, dropout=0.5, attention_dropout=0.5))
+        model.load_state_dict(plain.state_dict())
+        return model.train()
+
+    reward = Length() if verified else RewardModel(dropping(make_model("scalar", seed=2)))
+    generator = torch.Generator().manual_seed(0)
+    policy, tokenizer = dropping(make_model(seed=1, scale=8.0)), make_learner(CONFIG).actors.tokenizer
+    learner = build_learner(policy, reward, tokenizer, CONFIG, None, generator)
+    config = dataclasses.replace(CONFIG, num_iterations=2, inner_epochs=1, minibatch_rows=8)
+    for stats in optimise(learner, prompts, config, runtime):
+        assert stats.figures["approx_kl"] == 0.0
+    assert not any(module.training for model in learner.models.values() for module in model.modules())
 
 
 def test_the_policy_learns_to_please(make_learner: MakeLearner, prompts: list[list[int]], runtime: Runtime) -> None:

@@ -86,6 +86,40 @@ def test_a_fresh_adapter_changes_no_bit(head: str) -> None:
         assert torch.equal(model(tokens()), before)
 
 
+def test_the_whole_family_may_be_adapted() -> None:
+    """Two stacks with biases: q, k, v and out of self- and of cross-attention, up and down; there is no gate."""
+    config = ModelConfig(
+        50, 24, WIDTH, LAYERS, NUM_HEADS, NUM_HEADS, HEAD, FFN, encoder_layers=1, positions="sinusoidal", norm="layer",
+        activation="relu", qkv_bias=True, out_bias=True, ffn_bias=True,
+    )  # fmt: skip
+    model = Transformer(config)
+    model.init_weights(generator())
+    model.eval()
+    with torch.no_grad():
+        before = model(tokens(), source=tokens(3, 7))
+        with pytest.raises(UsageError, match="names 'gate', but this model has no such"):
+            attach(model, ALL, generator())
+        attach(model, LoraConfig(4, 8.0, ("q", "k", "v", "out", "up", "down")), generator())
+        assert torch.equal(model(tokens(), source=tokens(3, 7)), before)
+        names = {name for name, _ in adapted_layers(model)}
+        assert len(names) == 4 + LAYERS * 7 and "layers.1.cross.kv" in names and "encoder.0.ffn.up" in names
+        stirred(model)
+        apart = model(tokens(), source=tokens(3, 7))
+        merge(model)
+        assert torch.allclose(model(tokens(), source=tokens(3, 7)), apart, atol=3e-5)
+    assert float((apart - before).abs().max()) > 0.1
+
+
+def test_experts_stay_as_they_are() -> None:
+    config = ModelConfig(50, 24, WIDTH, 1, NUM_HEADS, NUM_KV, HEAD, FFN, num_experts=4, experts_per_token=2)
+    model = Transformer(config)
+    model.init_weights(generator())
+    with pytest.raises(UsageError, match="names 'up'.*experts cannot be adapted"):
+        attach(model, LoraConfig(4, 8.0, ("q", "up")), generator())
+    attach(model, LoraConfig(4, 8.0, ("q", "v")), generator())
+    assert {name for name, _ in adapted_layers(model)} == {"layers.0.attention.qkv"}
+
+
 @pytest.mark.parametrize("targets", [("q",), ("v", "down"), TARGETS])
 def test_only_the_named_layers_learn(targets: tuple[str, ...]) -> None:
     model = build()

@@ -75,6 +75,7 @@ def dpo(config: DPOConfig) -> Objective[Transformer, PairBatch]:
 
     def objective(model: Transformer, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.ref_logprobs is not None, "the batch does not know what the reference says of it"
+        model.eval()  # the reference was read without dropout, and so must be the policy
         log_ratio = reply_logprobs(model, batch) - batch.ref_logprobs
         better, worse = log_ratio[batch.pairs[:, 0]], log_ratio[batch.pairs[:, 1]]
         loss = (batch.weights * pair_terms(better, worse, config)).sum()

@@ -61,6 +61,7 @@ def build_learner(
     reference and reward model share their weights with the two: two models in memory, not four.
     generator: of a fresh head and of the adapters.
     """
+    policy.eval()  # without dropout in rollout and update alike: the ratio would not begin at 1
     for judge in reward_models(reward).values():
         judge.model.eval().requires_grad_(False)
     critic = _critic(policy, reward, lora is not None, generator) if isinstance(config, PPOConfig) else None
@@ -88,7 +89,7 @@ def _critic(
     judges = list(reward_models(reward).values())
     if not judges:
         assert generator is not None
-        return scalar_from_policy(policy, generator)
+        return scalar_from_policy(policy, generator).eval()
     if not shared:
         return judges[-1].critic()
     critic = shared_copy(judges[-1].model)
