@@ -9,7 +9,7 @@ from typing import Any
 from jielong.errors import ModelError
 from jielong.model.hf import load_model, read_provenance, save_model
 from jielong.model.transformer import Transformer
-from jielong.tokenizer.tokenizer import Tokenizer
+from jielong.tokenizer.tokenizer import Tokenizer, check_sizes
 
 
 def load(folder: str | Path) -> tuple[Transformer, Tokenizer]:
@@ -25,7 +25,7 @@ def load(folder: str | Path) -> tuple[Transformer, Tokenizer]:
             f"{folder}: tokenizer.json is not the one this model was trained with (hash {tokenizer.hash[:12]}, "
             f"jielong.json names {str(expected)[:12]}); put back the tokenizer that belongs to the model"
         )
-    _check_sizes(model, tokenizer, f"{folder}", padded=expected is None)
+    check_sizes(tokenizer, model.config.vocab_size, f"{folder}")
     return model.eval(), tokenizer
 
 
@@ -36,21 +36,12 @@ def save(
 
     Raises ModelError when model and tokenizer differ in vocabulary size.
     """
-    _check_sizes(model, tokenizer, f"{folder}", padded=False)
+    check_sizes(tokenizer, model.config.vocab_size, f"{folder}")
     tokenizer.save(folder)
-    ids: dict[str, int | list[int]] = {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": list(tokenizer.stop_ids),
-        "pad_token_id": tokenizer.pad_id,
-    }
+    ids: dict[str, int | list[int]] = {"pad_token_id": tokenizer.pad_id}
+    if tokenizer.bos_id is not None:
+        ids["bos_token_id"] = tokenizer.bos_id
+    if tokenizer.stop_ids:
+        ids["eos_token_id"] = list(tokenizer.stop_ids)
     save_model(model, folder, {**(provenance or {}), "tokenizer_hash": tokenizer.hash}, ids)
 
-
-def _check_sizes(model: Transformer, tokenizer: Tokenizer, where: str, padded: bool) -> None:
-    """padded: the embedding may have rows beyond the vocabulary, as some models of others have."""
-    size, rows = tokenizer.vocab_size, model.config.vocab_size
-    if size > rows or (size < rows and not padded):
-        raise ModelError(
-            f"{where}: the tokenizer has {size} tokens and the model {rows}; they must agree. "
-            "Use the tokenizer that the model was trained with"
-        )

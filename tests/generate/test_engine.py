@@ -354,7 +354,7 @@ def test_errors_of_a_stream_come_at_once(engine: Engine) -> None:
 
 def test_a_model_and_tokenizer_that_do_not_belong_together(model: Transformer, tokenizer: Tokenizer) -> None:
     with pytest.raises(ModelError, match="263 tokens and the model 275"):
-        Engine(model, Tokenizer([]))
+        Engine(model, Tokenizer.from_merges([]))
     scorer = Transformer(replace(model.config, head="scalar"))
     with pytest.raises(ModelError, match="'scalar' head"):
         Engine(scorer, tokenizer)

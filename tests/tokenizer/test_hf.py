@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jielong.errors import ModelError
-from jielong.tokenizer import hf
 from jielong.tokenizer.chat import render
+from jielong.tokenizer.spelling import CHARACTERS, spell, unspell
 from jielong.tokenizer.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -82,8 +82,8 @@ def test_what_transformers_saves_again_is_read_back(foreign: Any, tokenizer: Tok
 
 def test_the_byte_alphabet_is_the_one_of_the_library() -> None:
     tokenizers = pytest.importorskip("tokenizers")
-    assert sorted(hf._CHARACTERS) == sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    assert (hf._spell(b" a\n"), hf._unspell("Ġ")) == ("ĠaĊ", b" ")
+    assert sorted(CHARACTERS) == sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    assert (spell(b" a\n"), unspell("Ġ")) == ("ĠaĊ", b" ")
 
 
 def test_missing_and_damaged_files(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -214,8 +214,10 @@ def chat(
     """Talk with a model in the terminal. /help lists the commands; without a terminal, one turn a line from stdin."""
     from jielong.cli.chat import Conversation, talk
     from jielong.model.hf import read_provenance
+    from jielong.tokenizer.chat import check_answers
 
     engine, found = _engine(model, device, seed)
+    check_answers(engine.tokenizer)
     if read_provenance(found.folder).get("kind") == "pretrain":
         messages().print("a base model: it continues text and has not learned to answer", style="yellow")
     conversation = Conversation(engine, max_new_tokens, temperature, seed)

@@ -69,5 +69,5 @@ def scored_bytes(rows: Rows, tokenizer: Tokenizer) -> int:
     Differs from the length of the text where a row does not score a token of it: its first one, when a document goes on
     from the row before.
     """
-    lengths = torch.tensor([len(tokenizer.decode_bytes([token])) for token in range(tokenizer.vocab_size)])
+    lengths = torch.tensor([len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)])
     return int(lengths[rows.tokens[rows.mask].long()].sum())

@@ -20,7 +20,7 @@ from jielong.generate.cache import KeyValueCache
 from jielong.generate.sampling import Sampling, choose, uniforms
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime, derive_seed
-from jielong.tokenizer.tokenizer import TextStream, Tokenizer
+from jielong.tokenizer.tokenizer import TextStream, Tokenizer, check_sizes
 
 # Below this size a CPU decodes in float32 although the runtime says bfloat16. Measured tokens a second, bfloat16 over
 # float32: at 1.3M, 3.4M and 14M parameters 1.3, 1.6 and 2.2 in a batch of 64, but 0.6, 0.75 and 0.85 alone, for a small
@@ -75,18 +75,15 @@ class _Step:
 class Engine:
     """Generates with one model and its tokenizer.
 
-    The model may be trained between calls; it is only read. Raises ModelError when the model gives no
-    tokens or another number of them than the tokenizer.
+    The model may be trained between calls; it is only read. It may have rows beyond the tokenizer's vocabulary, as
+    embeddings of others are padded to round numbers; those are never chosen. Raises ModelError when the model gives no
+    tokens, or has another number of them than the tokenizer.
     """
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, runtime: Runtime | None = None) -> None:
         if model.config.head != "lm":
             raise ModelError(f"this model has a {model.config.head!r} head and gives no tokens; generate needs 'lm'")
-        if tokenizer.vocab_size != model.config.vocab_size:
-            raise ModelError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}: they do not "
-                "belong together; load both from one model folder"
-            )
+        check_sizes(tokenizer, model.config.vocab_size, "a model and its tokenizer")
         self.model = model
         self.tokenizer = tokenizer
         self.runtime = _decoding_runtime(model, runtime)
@@ -127,7 +124,8 @@ class Engine:
             rows = order[start : start + batch_rows]
             job = _Job([ids[r] for r in rows], [limits[r] for r in rows], [seeds[r] for r in rows], sampling, stops)
             done.update(zip(rows, self._collect(job), strict=True))
-        return [self._completion(row, *done.get(index, ([], [])), stops) for index, row in enumerate(ids)]
+        made = [done.get(row, ([], [])) for row in range(len(ids))]
+        return [self._completion(*row, stops) for row in zip(prompts, ids, made, strict=True)]
 
     def stream(
         self,
@@ -148,20 +146,22 @@ class Engine:
         limit = self._limit(len(ids), max_new_tokens)
         seeds = _row_seeds(seed, 1)
         job = _Job([ids], [limit], seeds, Sampling(temperature, top_k, top_p), self._stops(stop_ids))
-        return self._pieces(job)
+        return self._pieces(job, TextStream(self.tokenizer, ids if isinstance(prompt, str) else ()))
 
     def top_tokens(self, prompt: Prompt, k: int) -> list[tuple[str, int, float]]:
         r"""The k likeliest next tokens as (text, id, probability), likeliest first, lower ids first among equals.
 
         The text of a control token is its name, that of a part of a character its bytes, as in \xe4.
         """
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.model.config.vocab_size:
-            raise UsageError(f"k is {k!r}; legal are whole numbers from 1 to {self.model.config.vocab_size}")
+        num_tokens = self.tokenizer.vocab_size
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= num_tokens:
+            raise UsageError(f"k is {k!r}; legal are whole numbers from 1 to {num_tokens}")
         ids = self._encode(prompt, 0)
         self._limit(len(ids), 1)
         with torch.inference_mode(), self.runtime.autocast():
             tokens = torch.tensor([ids], device=self.runtime.device)
-            probabilities = self.model.unembed(self.model.hidden(tokens)[0, -1]).float().softmax(dim=-1)
+            logits = self.model.unembed(self.model.hidden(tokens)[0, -1])  # (V,)
+        probabilities = logits[:num_tokens].float().softmax(dim=-1)
         if not bool(probabilities.isfinite().all()):
             raise _not_finite()
         ordered, best = probabilities.sort(descending=True, stable=True)
@@ -172,11 +172,16 @@ class Engine:
 
     def _encode(self, prompt: Prompt, index: int) -> list[int]:
         if isinstance(prompt, str):
-            return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+            ids = [*self.tokenizer.prefix_ids, *self.tokenizer.encode(prompt)]
+            if not ids and self.tokenizer.bos_id is not None:
+                return [self.tokenizer.bos_id]  # GPT-2: nothing stands before a text, but a document begins so
+            if not ids:
+                raise UsageError(f"prompt {index} is empty, and this model has no token to begin with; give some text")
+            return ids
         ids = [int(token) for token in prompt]
         if not ids:
-            raise UsageError(f"prompt {index} has no tokens; give at least one, such as bos ({self.tokenizer.bos_id})")
-        vocab_size = self.model.config.vocab_size
+            raise UsageError(f"prompt {index} has no tokens; give at least one")
+        vocab_size = self.tokenizer.vocab_size
         wrong = next((token for token in ids if not 0 <= token < vocab_size), None)
         if wrong is not None:
             raise UsageError(f"prompt {index} holds the id {wrong}; the model's ids go from 0 to {vocab_size - 1}")
@@ -196,21 +201,23 @@ class Engine:
 
     def _stops(self, stop_ids: Collection[int] | None) -> frozenset[int]:
         stops = frozenset(self.tokenizer.stop_ids if stop_ids is None else stop_ids)
-        wrong = next((token for token in stops if not 0 <= token < self.model.config.vocab_size), None)
+        wrong = next((token for token in stops if not 0 <= token < self.tokenizer.vocab_size), None)
         if wrong is not None:
-            raise UsageError(f"stop id {wrong} is no token; ids go from 0 to {self.model.config.vocab_size - 1}")
+            raise UsageError(f"stop id {wrong} is no token; ids go from 0 to {self.tokenizer.vocab_size - 1}")
         return stops
 
     # What was made, told.
 
     def _completion(
-        self, prompt: list[int], tokens: list[int], logprobs: list[float], stops: frozenset[int]
+        self, prompt: Prompt, ids: list[int], made: tuple[list[int], list[float]], stops: frozenset[int]
     ) -> Completion:
+        tokens, logprobs = made
         reason = "stop" if tokens and tokens[-1] in stops else "length"
-        return Completion(prompt, tokens, self.tokenizer.decode(tokens), logprobs, reason)
+        # A text is continued, and the blank before its next word counts; ids are taken for a finished turn.
+        text = self.tokenizer.decode(tokens, ids) if isinstance(prompt, str) else self.tokenizer.decode(tokens)
+        return Completion(ids, tokens, text, logprobs, reason)
 
-    def _pieces(self, job: _Job) -> Iterator[str]:
-        text = TextStream(self.tokenizer)
+    def _pieces(self, job: _Job, text: TextStream) -> Iterator[str]:
         if job.limits[0]:
             for step in self._decode(job):
                 piece = text.feed(int(step.ids))
@@ -252,8 +259,9 @@ class Engine:
         capacity = max(len(prompt) + limit for prompt, limit in zip(job.prompts, job.limits, strict=True))
         cache = KeyValueCache(self.model.config, len(rows), capacity, self.runtime.dtype, device)
         logits = self._prefill(job.prompts, cache)
+        num_tokens = self.tokenizer.vocab_size
         for index in range(len(numbers)):
-            ids, logprobs = choose(logits, job.sampling, numbers[index])
+            ids, logprobs = choose(logits[:, :num_tokens], job.sampling, numbers[index])
             remaining = active & ~is_stop[ids] & (limits > index + 1)
             num_remaining = int(torch.where(logprobs.isfinite().all(), remaining.sum(), -1))  # the step's one question
             if num_remaining < 0:

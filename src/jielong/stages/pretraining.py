@@ -77,7 +77,7 @@ def encoded_rows(context: Context, tokenizer: Tokenizer, documents: Path, cache:
         return Rows.load(path)
     context.progress.say(f"{context.name}: encoding {documents.name}")
     texts = [record["text"] for record in read_jsonl(documents)]
-    ids = ([tokenizer.bos_id, *piece, tokenizer.eos_id] for piece in tokenizer.encode_batch(texts))
+    ids = (tokenizer.document(piece) for piece in tokenizer.encode_batch(texts))
     rows = pack_stream(ids, context.settings.context_tokens)
     rows.save(path)
     return rows
@@ -89,7 +89,7 @@ def _continuations(context: Context, model: Transformer, tokenizer: Tokenizer, h
     prompts = [text[: max(12, len(text) // 8)] for text in texts]
     limit = model.config.max_length - 34
     engine = Engine(model, tokenizer, context.runtime)
-    ids = [[tokenizer.bos_id, *tokenizer.encode(prompt)][:limit] for prompt in prompts]
+    ids = [[*tokenizer.prefix_ids, *tokenizer.encode(prompt)][:limit] for prompt in prompts]
     completions = engine.generate(ids, max_new_tokens=32, temperature=0.0)
     return [
         {"prompt": prompt, "base": completion.text} for prompt, completion in zip(prompts, completions, strict=True)

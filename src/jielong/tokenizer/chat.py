@@ -2,17 +2,19 @@
 
     <|bos|> <|system|> content <|end|> <|user|> content <|end|> <|assistant|> content <|end|> ...
 
-Control tokens are appended by id and content is encoded with specials off, so that a message which spells "<|end|>"
-stays a message. (A string template that is tokenised as a whole cannot promise that; `CHAT_TEMPLATE` is for others'
-programs and gives the same ids for content that spells no special.)
+That is the form of this package's own tokenizers. Control tokens are appended by id and content is encoded with
+specials off, so that a message which spells "<|end|>" stays a message. (A string template that is tokenised as a whole
+cannot promise that; `CHAT_TEMPLATE` is for others' programs and gives the same ids for content that spells no special.)
+A model folder of others has a form of its own, which `template` fills in with the same promise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from jielong.errors import UsageError, nearest
+from jielong.tokenizer.codec import Codec
 
 if TYPE_CHECKING:
     from jielong.tokenizer.tokenizer import Tokenizer
@@ -34,32 +36,68 @@ CHAT_TEMPLATE = (
 )
 
 
+class ChatForm(Protocol):
+    """How one tokenizer writes conversations: `OwnForm`, or a foreign folder's template (`template.TemplateForm`).
+
+    end_id: the id that ends an assistant's turn, None where there is none.
+    """
+
+    @property
+    def end_id(self) -> int | None: ...
+
+    def render(self, messages: Sequence[Mapping[str, str]], reply: bool) -> tuple[list[int], list[bool]]: ...
+
+
+class OwnForm:
+    """The form above, id by id. special_ids: of this package's control tokens, by name."""
+
+    def __init__(self, codec: Codec, special_ids: Mapping[str, int]) -> None:
+        self._codec = codec
+        self.bos_id, self.end_id = special_ids["<|bos|>"], special_ids["<|end|>"]
+        self.role_ids = {role: special_ids[f"<|{role}|>"] for role in ROLES}
+
+    def render(self, messages: Sequence[Mapping[str, str]], reply: bool) -> tuple[list[int], list[bool]]:
+        ids = [self.bos_id]
+        scored = [False]
+        for message in messages:
+            content = self._codec.encode(message["content"])
+            ids.append(self.role_ids[message["role"]])
+            ids.extend(content)
+            ids.append(self.end_id)
+            scored.append(False)
+            scored.extend([message["role"] == "assistant"] * (len(content) + 1))
+        if reply:
+            ids.append(self.role_ids["assistant"])
+            scored.append(False)
+        return ids, scored
+
+
 def render(
     messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer, *, reply: bool = False
 ) -> tuple[list[int], list[bool]]:
     """Ids of a conversation, and for each id whether the assistant is responsible for it.
 
-    reply=True ends with the <|assistant|> id, ready for the model to go on.
-    Returns (ids, scored), equally long; scored is True on each assistant's content and on the <|end|> after it.
-    Raises UsageError, naming the message's index, as `check_messages` does, and when a reply is asked for after an
-    assistant's message.
+    reply=True ends where the assistant begins to speak (<|assistant|>), ready for the model to go on; the conversation
+    that goes on from there has these ids as its beginning.
+    Returns (ids, scored), equally long; scored is True on each assistant's content and on the token that ends its turn.
+    Raises UsageError, naming the message's index, as `check_messages` does, when a reply is asked for after an
+    assistant's message, and when the tokenizer's model has no chat template or one that refuses the conversation.
     """
     check_messages(messages)
     if reply and messages[-1]["role"] != "user":
         raise UsageError(f"messages[{len(messages) - 1}] is from the assistant or system: a reply answers a user")
-    ids = [tokenizer.bos_id]
-    scored = [False]
-    for message in messages:
-        content = tokenizer.encode(message["content"])
-        ids.append(tokenizer.role_ids[message["role"]])
-        ids.extend(content)
-        ids.append(tokenizer.end_id)
-        scored.append(False)
-        scored.extend([message["role"] == "assistant"] * (len(content) + 1))
-    if reply:
-        ids.append(tokenizer.role_ids["assistant"])
-        scored.append(False)
-    return ids, scored
+    return check_answers(tokenizer).render(messages, reply)
+
+
+def check_answers(tokenizer: Tokenizer) -> ChatForm:
+    """How the tokenizer's model is spoken to. Raises UsageError for a base model, which has no chat template."""
+    if tokenizer.form is None:
+        raise UsageError(
+            "this is a base model: its folder has no chat template (chat_template in tokenizer_config.json, or "
+            "chat_template.jinja), so it continues text and does not answer; use `jielong complete`. To teach it to "
+            "chat, put a chat_template.jinja into the folder and fine-tune it"
+        )
+    return tokenizer.form
 
 
 def check_messages(messages: Sequence[Mapping[str, str]]) -> None:

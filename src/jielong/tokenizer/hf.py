@@ -1,7 +1,7 @@
-"""The tokenizer as Hugging Face knows it: training with `tokenizers`, tokenizer.json and tokenizer_config.json.
+"""This package's own tokenizer as Hugging Face knows it: training, tokenizer.json and tokenizer_config.json.
 
 tokenizer.json writes each byte as a printable character (the "byte level" alphabet of GPT-2), so that a vocabulary of
-bytes fits into JSON text. Everything else in this package works on bytes.
+bytes fits into JSON text.
 """
 
 from __future__ import annotations
@@ -15,38 +15,10 @@ from typing import Any
 import tokenizers
 
 from jielong.errors import ModelError
+from jielong.tokenizer.fast import QWEN2_SPLIT, merge_pair
+from jielong.tokenizer.spelling import CHARACTERS, NUM_BYTES, spell, unspell
 
-NUM_BYTES = 256
-
-# The split pattern of Qwen2, which llama.cpp knows by the name "qwen2": contractions, a word with at most one mark
-# before it, single digits, marks with the line ends after them, line ends, blanks. Merges never cross a split.
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-def _byte_alphabet() -> list[str]:
-    """The printable character of each byte: itself where it prints, else the next unused one from U+0100 on.
-
-    Source: Radford et al. 2019 (GPT-2), the table its vocabulary file is written in.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(NUM_BYTES) if byte not in printable]
-    stand_ins = {byte: chr(0x100 + index) for index, byte in enumerate(others)}
-    return [stand_ins.get(byte, chr(byte)) for byte in range(NUM_BYTES)]
-
-
-_CHARACTERS = _byte_alphabet()
-_BYTES = {character: byte for byte, character in enumerate(_CHARACTERS)}
-
-
-def _spell(token: bytes) -> str:
-    return "".join(_CHARACTERS[byte] for byte in token)
-
-
-def _unspell(text: str) -> bytes:
-    """Raises KeyError for a character outside the byte alphabet."""
-    return bytes(_BYTES[character] for character in text)
+SPLIT_PATTERN = QWEN2_SPLIT
 
 
 def _pre_tokenizer() -> dict[str, Any]:
@@ -61,9 +33,9 @@ def _pre_tokenizer() -> dict[str, Any]:
 
 def tokenizer_document(merges: Sequence[tuple[bytes, bytes]], specials: Sequence[str]) -> dict[str, Any]:
     """The content of tokenizer.json: bytes, then merges, then specials, in id order; no normaliser."""
-    vocab = {_CHARACTERS[byte]: byte for byte in range(NUM_BYTES)}
+    vocab = {CHARACTERS[byte]: byte for byte in range(NUM_BYTES)}
     for left, right in merges:
-        vocab[_spell(left + right)] = len(vocab)
+        vocab[spell(left + right)] = len(vocab)
     added = [
         {
             "id": len(vocab) + index,
@@ -95,7 +67,7 @@ def tokenizer_document(merges: Sequence[tuple[bytes, bytes]], specials: Sequence
             "byte_fallback": False,
             "ignore_merges": False,
             "vocab": vocab,
-            "merges": [[_spell(left), _spell(right)] for left, right in merges],
+            "merges": [[spell(left), spell(right)] for left, right in merges],
         },
     }
 
@@ -134,7 +106,7 @@ def learn_merges(texts: Iterable[str], num_tokens: int) -> list[tuple[bytes, byt
     )
     learner.train_from_iterator(texts, trainer)
     pairs = json.loads(learner.to_str())["model"]["merges"]
-    return [(_unspell(left), _unspell(right)) for left, right in pairs]
+    return [(unspell(left), unspell(right)) for left, right in pairs]
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -150,6 +122,13 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
+def is_own(document: dict[str, Any], specials: Sequence[str]) -> bool:
+    """True for a tokenizer.json of this package, whole or damaged: it has more than half of the specials."""
+    added = document.get("added_tokens")
+    found = [token.get("content") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    return 2 * sum(name in found for name in specials) > len(specials) + 1  # others share up to four of the names
+
+
 def read_merges(document: dict[str, Any], path: Path, specials: Sequence[str]) -> list[tuple[bytes, bytes]]:
     """The merges of a tokenizer.json that this package wrote (or `transformers` re-wrote).
 
@@ -162,8 +141,7 @@ def read_merges(document: dict[str, Any], path: Path, specials: Sequence[str]) -
     if _split_pattern(document) != SPLIT_PATTERN:
         raise ModelError(f"{path} splits text by another pattern than this package (Qwen2's): its ids would differ")
     try:
-        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-        merges = [(_unspell(left), _unspell(right)) for left, right in pairs]
+        merges = [(unspell(left), unspell(right)) for left, right in map(merge_pair, model["merges"])]
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f'{path}: "merges" must be a list of pairs of byte-level tokens: {error!r}') from error
     expected = tokenizer_document(merges, specials)
