@@ -24,7 +24,7 @@ from jielong.generate.engine import Engine
 from jielong.model.logprobs import token_logprobs
 from jielong.runtime import Runtime
 from jielong.stages import identity
-from jielong.stages.alignment import _kl
+from jielong.stages.judging import _kl
 from jielong.stages.comparisons import NUM_REFERENCE_REPLIES, reference_rows
 from jielong.stages.context import Context
 from jielong.stages.corpus import _split
