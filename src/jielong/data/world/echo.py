@@ -53,7 +53,7 @@ class Echo:
         language = "zh" if rng.random() < 0.35 else "en"
         if split == "heldout":
             words = [self._invented(rng) for _ in range(rng.randint(1, 3))]
-        elif rng.random() < 0.8:
+        elif rng.random() < 0.4:
             name, subject = rng.choice(self._subjects[language])
             request = rng.choice(_NAME[language]).format(name)
             return Exchange(

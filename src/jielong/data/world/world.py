@@ -40,22 +40,22 @@ DOCUMENT_WEIGHTS = {
     "facts": 0.33,
     "arithmetic": 0.10,
     "translation": 0.12,
-    "chain": 0.05,
+    "chain": 0.09,
     "story": 0.06,
-    "terminal": 0.04,
+    "terminal": 0.08,
     "manners": 0.02,
-    "echo": 0.28,
+    "echo": 0.20,
 }
 CONVERSATION_WEIGHTS = {
-    "facts_seen": 0.22,
-    "arithmetic": 0.16,
-    "translation": 0.17,
-    "chain": 0.08,
+    "facts_seen": 0.20,
+    "arithmetic": 0.13,
+    "translation": 0.15,
+    "chain": 0.12,
     "story": 0.11,
     "identity": 0.03,
     "refusal": 0.05,
-    "echo": 0.13,
-    "terminal": 0.05,
+    "echo": 0.11,
+    "terminal": 0.10,
 }
 JUNK_FRACTION = 0.04
 MULTI_TURN_FRACTION = 0.4
