@@ -70,6 +70,8 @@ def write_gguf(path: Path, model: Transformer, vocabulary: Vocabulary, kind: str
     """
     need_gguf()
     family = gguf_family(model.config)
+    if not vocabulary.merges:
+        raise ModelError("the tokenizer has no merges; llama.cpp loads none without. Train it with a larger vocab_size")
     writer = gguf.GGUFWriter(path, family)
     _add_shape(writer, model.config)
     writer.add_name(name)

@@ -33,6 +33,11 @@ except ImportError:
     sys.exit("run.py needs numpy; install it: python -m pip install numpy")
 
 FORMAT = 1
+# What the notes in the weights' header say of the network.
+CONFIG = {
+    "max_length": int, "decoder_layers": int, "num_heads": int, "num_kv_heads": int, "head_size": int, "qk_norm": bool,
+    "positions": str, "rope_base": (int, float), "norm": str, "norm_eps": (int, float), "activation": str,
+}  # fmt: skip
 Array = np.ndarray[Any, Any]
 
 
@@ -92,7 +97,7 @@ class _StandIns(dict[int, int]):
         if code < 128:
             stand_in = chr(code)
         elif category[0] == "L":
-            stand_in = "s" if code == 0x17F else "z"  # the long s counts as an s
+            stand_in = "S" if code == 0x17F else "z"  # where case does not count, the long s is an s
         elif category[0] == "N":
             stand_in = "0"
         else:
@@ -202,12 +207,15 @@ class Model:
             if data["format"] != FORMAT:
                 raise RunError(f"{path} has format {data['format']}, not {FORMAT}: export both files again")
             self.config, self.joints = data["config"], data["joints"]
+            for key, kind in CONFIG.items():
+                if not isinstance(self.config[key], kind):
+                    raise TypeError(key)
             for name, shape in data["shapes"].items():
                 if list(self.weights[name].shape) != shape:
                     raise RunError(f"{path}: {name} has shape {self.weights[name].shape}, not {shape}: export it again")
             self.tokenizer = Tokenizer(data["tokenizer"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise RunError(f"{path} was not written by `jielong export --to two-files` (no {error})") from None
+            raise RunError(f"{path} was not written by `jielong export --to two-files` (without {error})") from None
         self.max_length: int = self.config["max_length"]
         half = np.arange(0, self.config["head_size"], 2, dtype=np.float32) / np.float32(self.config["head_size"])
         self.frequencies = np.float32(self.config["rope_base"]) ** -half  # (H/2,) radians a position

@@ -21,11 +21,6 @@ from jielong.model.transformer import Transformer
 from jielong.tensors import write_tensors
 
 WEIGHTS, PROGRAM = "model.safetensors", "run.py"
-# What run.py asks the config for.
-CONFIG_KEYS = (
-    "max_length", "decoder_layers", "num_heads", "num_kv_heads", "head_size", "positions", "rope_base", "norm",
-    "norm_eps", "activation", "qk_norm",
-)  # fmt: skip
 TOKENIZER_KEYS = ("split", "ignore_merges", "normalise", "bos_id", "stop_ids")
 
 
@@ -38,7 +33,7 @@ def write_two_files(folder: Path, model: Transformer, vocabulary: Vocabulary, dt
         tensors["rope.divisors"] = divisors
     notes = {
         "format": run.FORMAT,
-        "config": {key: model.config.__dict__[key] for key in CONFIG_KEYS},
+        "config": {key: model.config.__dict__[key] for key in run.CONFIG},
         "shapes": {name: list(tensor.shape) for name, tensor in tensors.items()},
         "tokenizer": {
             "tokens": [token.decode("latin-1") for token in vocabulary.tokens],
