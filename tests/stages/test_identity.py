@@ -24,11 +24,11 @@ from jielong.generate.engine import Engine
 from jielong.model.logprobs import token_logprobs
 from jielong.runtime import Runtime
 from jielong.stages import identity
-from jielong.stages.judging import _kl
 from jielong.stages.comparisons import NUM_REFERENCE_REPLIES, reference_rows
 from jielong.stages.context import Context
 from jielong.stages.corpus import _split
 from jielong.stages.identity import FileHashes, changed_file
+from jielong.stages.judging import _kl
 from jielong.tokenizer.chat import render
 
 Invoke = Callable[..., tuple[int, str, str]]

@@ -165,6 +165,16 @@ def test_settings_that_do_not_fit_are_refused(
     assert message in str(refused.value), str(refused.value)
 
 
+def test_a_reward_model_of_another_tokenizer_is_refused(
+    recipe: Path, copied: Callable[[str], Path], invoke: Callable[..., tuple[int, str, str]], stage_of: StageOf
+) -> None:
+    folder = copied("ppo")
+    path = stage_of(folder, "reward") / "model" / "jielong.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_hash": "0" * 64}), encoding="utf-8")
+    code, _, said = invoke("run", recipe, "--out", folder, "--until", "ppo")
+    assert code == 1 and "reads the tokens of another tokenizer (hash 000000000000)" in said.replace("\n", " "), said
+
+
 def test_two_reward_models_judge_as_one(recipe: Path, copied: Callable[[str], Path], tmp_path: Path) -> None:
     text = recipe.read_text(encoding="utf-8")
     before, _, after = text.partition("[ppo]")

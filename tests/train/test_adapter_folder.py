@@ -12,11 +12,13 @@ import torch
 
 from jielong.errors import ModelError
 from jielong.model.config import ModelConfig
-from jielong.model.hf import save_model
+from jielong.model.hf import load_model, save_model
 from jielong.model.transformer import Transformer
 from jielong.train import adapter_folder
 from jielong.train.adapter_folder import load_adapter, save_adapter
 from jielong.train.lora import TARGETS, LoraConfig, Piece, adapted_layers, attach, without_adapter
+
+from ..model.hf_cases import make_theirs
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -67,6 +69,60 @@ def test_peft_loads_what_we_write(config: LoraConfig, tmp_path: Path) -> None:
         assert float((theirs(TOKENS).logits - ours).abs().max()) < 1e-5
         assert float((theirs.merge_and_unload()(TOKENS).logits - ours).abs().max()) < 1e-5
         assert float((without_adapter(model)(TOKENS) - ours).abs().max()) > 0.1
+
+
+ATTENTION = ("q", "k", "v", "out")
+
+
+@torch.no_grad()
+def outputs(model: Any, case: str, theirs: bool) -> torch.Tensor:
+    """Logits of the same tokens; of a scalar head the score of the last one."""
+    source = TOKENS[:, :7]
+    if case == "marian":
+        return model(source, decoder_input_ids=TOKENS).logits if theirs else model(TOKENS, source=source)
+    if theirs:
+        return model(TOKENS).logits
+    return model(TOKENS)[:, -1:] if case.endswith("scalar") else model(TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("case", "targets"),
+    [
+        ("llama-biases", TARGETS),
+        ("qwen2", ("k", "v")),
+        ("qwen3", ("q", "down")),
+        ("mixtral", ATTENTION),
+        ("gpt2", (*ATTENTION, "up", "down")),
+        ("gpt2", ("v", "out")),
+        ("gpt2-scalar", ("q", "v")),
+        ("gpt1", ("q", "down")),
+        ("bert-masked", (*ATTENTION, "up", "down")),
+        ("bert-classes", ("q", "out")),
+        ("marian", (*ATTENTION, "up", "down")),
+    ],
+)
+def test_every_family_both_ways(case: str, targets: tuple[str, ...], tmp_path: Path) -> None:
+    """Fused, apart or on their side: `peft` and we read the same adapter as the same function."""
+    theirs = make_theirs(case)
+    theirs.save_pretrained(tmp_path / "model")
+    ours = load_model(tmp_path / "model").eval()
+    before = outputs(ours, case, theirs=False)
+    adapter = attach(ours, LoraConfig(3, 6.0, targets), torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for _, layer in adapted_layers(ours):
+            for change in layer.low_ranks():
+                change.lora_b.copy_(torch.randn(change.lora_b.shape, generator=generator) * 0.2)
+    save_adapter(ours, adapter, tmp_path / "adapter")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        adapted_theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    expected, found = outputs(adapted_theirs, case, theirs=True), outputs(ours, case, theirs=False)
+    assert float((found - before).abs().max()) > 0.05 and float((found - expected).abs().max()) < 2e-5
+    adapted_theirs.save_pretrained(tmp_path / "again")
+    again = load_model(tmp_path / "model").eval()
+    load_adapter(again, tmp_path / "again")
+    assert float((outputs(again, case, theirs=False) - expected).abs().max()) < 2e-5
 
 
 @pytest.mark.parametrize("stabilised", [False, True])

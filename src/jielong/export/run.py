@@ -34,7 +34,7 @@ except ImportError:
 
 FORMAT = 1
 # What the notes in the weights' header say of the network.
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "max_length": int, "decoder_layers": int, "num_heads": int, "num_kv_heads": int, "head_size": int, "qk_norm": bool,
     "positions": str, "rope_base": (int, float), "norm": str, "norm_eps": (int, float), "activation": str,
 }  # fmt: skip

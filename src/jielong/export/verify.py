@@ -54,7 +54,7 @@ class Verdict:
 def make_probe(engine: Engine, has_chat: bool, num_tokens: int = NUM_TOKENS) -> Probe:
     """The built-in prompts as ids, cut so that each leaves room for new tokens in a short context."""
     tokenizer = engine.tokenizer
-    prompts = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in PROMPTS]
+    prompts = [[*tokenizer.prefix_ids, *tokenizer.encode(text)] for text in PROMPTS]
     conversation: list[Message] | None = None
     if has_chat:
         asked: list[list[Message]] = [[{"role": "user", "content": text}] for text in QUESTIONS]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from jielong.align.judges import FunctionReward, HttpReward, ReplyScorer, RewardEnsemble
@@ -14,8 +15,10 @@ from jielong.align.rollout import fitting_prompts
 from jielong.data.batch import Batch
 from jielong.data.loader import RowLoader
 from jielong.data.pack import Rows
+from jielong.errors import ModelError
 from jielong.evaluate.skills import check
 from jielong.folder import load, save
+from jielong.model.hf import read_provenance
 from jielong.model.transformer import Transformer
 from jielong.stages.context import Context
 from jielong.stages.instruction import conversation_rows, conversations
@@ -78,14 +81,25 @@ def _reward(context: Context, tokenizer: Tokenizer, records: dict[tuple[int, ...
         return HttpReward(settings.reward_url, tokenizer, settings.reward_timeout_seconds)
     if settings.reward == "verifiable":
         return FunctionReward(lambda question, text: float(check(question, text)), records)
-    return chosen_reward(context)
+    return chosen_reward(context, tokenizer)
 
 
-def chosen_reward(context: Context) -> RewardModel | RewardEnsemble:
+def load_reward(folder: Path, tokenizer: Tokenizer) -> RewardModel:
+    """The reward model of a folder. Raises ModelError when it reads other tokens than the policy writes."""
+    expected = read_provenance(folder).get("tokenizer_hash")
+    if expected is not None and expected != tokenizer.hash:
+        raise ModelError(
+            f"{folder}: this reward model reads the tokens of another tokenizer (hash {str(expected)[:12]}) than the "
+            f"policy writes (hash {tokenizer.hash[:12]}); train it on replies of this policy's family"
+        )
+    return RewardModel.load(folder)
+
+
+def chosen_reward(context: Context, tokenizer: Tokenizer) -> RewardModel | RewardEnsemble:
     """The newest reward model, or with reward = "mean" or "min" all before this stage as one."""
     if context.settings.reward == "model":
-        return RewardModel.load(context.last_model("reward"))
-    models = [RewardModel.load(folder / "model") for folder in context.folders_of("reward")]
+        return load_reward(context.last_model("reward"), tokenizer)
+    models = [load_reward(folder / "model", tokenizer) for folder in context.folders_of("reward")]
     return RewardEnsemble(models, context.settings.reward)
 
 

@@ -109,6 +109,7 @@ def _figures(agreement: Agreement, encoded: Encoded, held: Encoded) -> dict[str,
         "heldout_comparisons": held.num_pairs,
         "ties": encoded.num_ties + held.num_ties,
         "dropped_identical": encoded.num_identical + held.num_identical,
+        "dropped_undecided": encoded.num_undecided + held.num_undecided,
         "dropped_too_long": encoded.num_too_long + held.num_too_long,
     }
 

@@ -10,7 +10,6 @@ from jielong.align.agreement import rate_ci95
 from jielong.align.best_of_n import as_examples, curve, pick
 from jielong.align.comparisons import Candidates, collate, comparison_batches, encode_comparisons
 from jielong.align.dpo import dpo, reply_logprobs, with_reference
-from jielong.align.reward import RewardModel
 from jielong.align.rollout import fitting_prompts
 from jielong.data.loader import RowLoader
 from jielong.data.pack import pack_examples
@@ -19,7 +18,7 @@ from jielong.folder import load, save
 from jielong.generate.engine import Completion, Engine
 from jielong.model.transformer import Transformer
 from jielong.runtime import derive_seed
-from jielong.stages.alignment import chosen_reward
+from jielong.stages.alignment import chosen_reward, load_reward
 from jielong.stages.comparisons import gather_comparisons
 from jielong.stages.context import Context, write_json
 from jielong.stages.instruction import conversations
@@ -57,7 +56,7 @@ def run_dpo(context: Context) -> dict[str, Any]:
     figures: dict[str, Any] = dict(settle(context, policy, adapter, parent))
     save(policy, tokenizer, context.folder / "model", context.provenance(totals.steps, parent))
     accuracy, interval = _implicit_accuracy(context, policy, held_items, tokenizer)
-    reward = RewardModel.load(context.last_model("reward")) if context.has("reward") else None
+    reward = load_reward(context.last_model("reward"), tokenizer) if context.has("reward") else None
     figures |= compare(context, start_model, policy, reward, tokenizer, heldout_prompts(context))
     figures |= alignment_tax(context, start_model, policy, tokenizer)
     return {
@@ -68,6 +67,7 @@ def run_dpo(context: Context) -> dict[str, Any]:
         "comparisons": encoded.num_pairs + held.num_pairs,
         "dropped_ties": encoded.num_ties + held.num_ties,
         "dropped_identical": encoded.num_identical + held.num_identical,
+        "dropped_undecided": encoded.num_undecided + held.num_undecided,
         "dropped_too_long": encoded.num_too_long + held.num_too_long,
         "left_out": gathered.num_left_out,
         "steps": totals.steps,
@@ -99,7 +99,7 @@ def run_best_of_n(context: Context) -> dict[str, Any]:
     parent = context.last_model("sft")
     policy, tokenizer = load(parent)
     start_model, _ = load(parent)
-    reward = chosen_reward(context)
+    reward = chosen_reward(context, tokenizer)
     prompts, completions = _sample(context, start_model, tokenizer)
     scores = _scores(context, proxy_scores(reward, tokenizer, completions), completions)
     best = pick(completions, scores, settings.replies_per_prompt)

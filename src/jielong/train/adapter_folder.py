@@ -29,6 +29,7 @@ from jielong.train.lora import HEADS, Adapter, LoraConfig, LowRank, Piece, adapt
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 TASKS = {"lm": "CAUSAL_LM", "scalar": "SEQ_CLS", "classes": "SEQ_CLS"}
+ON_THEIR_SIDE = ("c_attn", "c_proj", "c_fc")  # GPT's matrices, which are stored transposed
 # Keys of adapter_config.json that we read, and those that do not change what the adapter computes. Any other must say
 # "no", for it may be a variant that we do not have.
 READ = {
@@ -83,7 +84,7 @@ def save_adapter(model: Transformer, adapter: Adapter, folder: str | Path, base:
         "modules_to_save": whole or None,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": any(name.endswith("c_attn") for name in names),  # GPT-2's matrices stand on their side
+        "fan_in_fan_out": any(name.endswith(ON_THEIR_SIDE) for name in names),
         "inference_mode": True,
     }
     write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
@@ -109,7 +110,7 @@ def load_adapter(model: Transformer, folder: str | Path) -> Adapter:
         raise ModelError(f"{folder / WEIGHTS}: holds no change of a layer that this model has")
     for name in HEADS:
         for key in [key for key in tensors if key.startswith(f"{PREFIX}{name}.")]:
-            _load_head(model, name, tensors.pop(key), f"{folder}: {key}")
+            _load_head(model, f"{name}.{key.rpartition('.')[2]}", tensors.pop(key), f"{folder}: {key}")
     if tensors:
         raise ModelError(f"{folder / WEIGHTS}: {sorted(tensors)[0]!r} has no place in this model; is it another one's?")
     targets = tuple(dict.fromkeys(target for of_layer in found.values() for target in of_layer))
@@ -187,7 +188,7 @@ def _low_rank(piece: Piece, change: Change, layer: nn.Linear, where: str) -> Low
 
 @torch.no_grad()
 def _load_head(model: Transformer, name: str, weight: Tensor, where: str) -> None:
-    parameter = dict(model.named_parameters()).get(f"{name}.weight")
+    parameter = dict(model.named_parameters()).get(name)
     if parameter is None or parameter.shape != weight.shape:
         now = "none" if parameter is None else tuple(parameter.shape)
         raise ModelError(f"{where} is a head of shape {tuple(weight.shape)}; this model's is {now}")
