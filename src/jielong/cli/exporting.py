@@ -60,13 +60,8 @@ def export(
     made = export_model(found.folder, target, to, kind=kind or "F16", dtype=dtype or "float32", force=force)
     if as_json:
         stored_as = kind or "F16" if to == "gguf" else dtype or "float32"
-        record: dict[str, Any] = {
-            "model": str(found.folder),
-            "to": to,
-            "folder": str(made.folder),
-            "stored_as": stored_as,
-        }
-        record |= {"files_bytes": made.files, "verified": made.verdict.figures}
+        record: dict[str, Any] = {"model": str(found.folder), "to": to, "folder": str(made.folder)}
+        record |= {"stored_as": stored_as, "files_bytes": made.files, "verified": made.verdict.figures}
         print(json.dumps(record, ensure_ascii=False))
     else:
         _show(made)
