@@ -177,6 +177,18 @@ def test_what_the_folders_say(foreign: dict[str, Tokenizer]) -> None:
     assert not any(tokenizer.is_own for tokenizer in foreign.values())
 
 
+def test_the_file_decides_not_the_class(folders: dict[str, Path], tmp_path: Path) -> None:
+    """`LlamaTokenizer` of `transformers` 5 sets the file's normaliser aside; the models were trained with it."""
+    folder = copy(folders["llama2"], tmp_path)
+    rewrite(folder, "tokenizer_config.json", lambda d: d.update(tokenizer_class="LlamaTokenizer"))
+    tokenizer = Tokenizer.load(folder)
+    by_file = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    for text in ("hello", " hello", "  x", "\n"):
+        assert whole(tokenizer, text) == by_file(text)["input_ids"]
+    blank = tokenizer._codec.ids["▁"]
+    assert tokenizer.encode(" x")[:2] == [blank, blank]
+
+
 def rewrite(folder: Path, name: str, change: Callable[[dict[str, Any]], None]) -> None:
     path = folder / name
     content = json.loads(path.read_text(encoding="utf-8"))

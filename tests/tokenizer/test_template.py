@@ -182,6 +182,38 @@ def test_a_reply_that_begins_with_a_line_end(foreign: dict[str, Tokenizer], thei
     assert scored == [False] * len(prompt) + [True] * (len(ours) - len(prompt) - 1) + [False]
 
 
+ZEPHYR = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+PLAIN_WORDS = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}### Human: {{ m['content'] }} ### Assistant: "
+    "{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["llama2", "mistral", "qwen", "llama3"])
+def test_roles_in_plain_words(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """Where no control token stands before a reply, it is encoded as what goes on after the prompt."""
+    end = {"qwen": "<|im_end|>", "llama3": "<|eot_id|>"}.get(kind, "</s>")
+    for number, (source, blank) in enumerate(((ZEPHYR, False), (PLAIN_WORDS, True))):
+        tokenizer = with_template(folders[kind], tmp_path / str(number), source)
+        theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / str(number), local_files_only=True)
+        messages = conversation(["the cat", "sat on", "a red mat", "yes"])
+        ids, scored = render(messages, tokenizer)
+        whole = template_ids(theirs, messages)
+        if blank:  # the template ends with a blank, which would be the reply's first token's
+            assert tokenizer.decode(ids) == tokenizer.decode(whole)
+        else:
+            assert ids == whole
+        for length in (1, 3):
+            prompt, _ = render(messages[:length], tokenizer, reply=True)
+            assert ids[: len(prompt)] == prompt
+            assert (prompt == template_ids(theirs, messages[:length], True)) or (blank and length == 3)
+        names = [tokenizer.name(token_id) for token_id, flag in zip(ids, scored, strict=True) if flag]
+        assert "".join(names) == f"sat on{end}yes{end}"
+
+
 def test_a_reply_is_streamed_without_the_blank_before_it(foreign: dict[str, Tokenizer]) -> None:
     tokenizer = foreign["llama2"]
     messages = conversation(["hi", "the cat sat"])
@@ -199,6 +231,7 @@ def test_what_ends_a_turn_stops_a_reply(kind: str, foreign: dict[str, Tokenizer]
 
 def with_template(folder: Path, to: Path, source: object) -> Tokenizer:
     shutil.copytree(folder, to, dirs_exist_ok=True)
+    (to / "chat_template.jinja").unlink(missing_ok=True)
     path = to / "tokenizer_config.json"
     said = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**said, "chat_template": source}), encoding="utf-8")
