@@ -293,6 +293,16 @@ def test_init_weights_of_others(build_family, name: str) -> None:  # type: ignor
             assert torch.equal(parameter, torch.full_like(parameter, float("norm.weight" in key))), key
 
 
+def test_init_weights_of_narrow_post_norm_models(build_family) -> None:  # type: ignore[no-untyped-def]
+    """Feed-forwards by both their widths, all else 1 / sqrt(D)."""
+    model: Transformer = build_family("marian", ffn_width=128)
+    model.init_weights(torch.Generator().manual_seed(3))
+    for name, parameter in model.named_parameters():
+        if name.endswith("weight") and parameter.dim() == 2:
+            spread = math.sqrt(2 / (32 + 128)) if ".ffn." in name else 1 / math.sqrt(32)
+            assert parameter.std().item() == pytest.approx(spread, rel=0.1), name
+
+
 def test_parameters_stand_in_the_order_of_the_draws(build) -> None:  # type: ignore[no-untyped-def]
     """init_weights draws in this order; another would change what every seed means."""
     names = [name for name, _ in build(tied=False).named_parameters()]

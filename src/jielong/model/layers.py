@@ -132,7 +132,7 @@ _gelu_tanh = partial(F.gelu, approximate="tanh")
 # jax.nn.gelu by default; the paper (Shazeer 2020) has the exact one.
 NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
-    "gelu": F.gelu,  # exact, with erf
+    "gelu": F.gelu,  # exact, with erf; google-research/bert computes the tanh form, Hugging Face's BERT this one
     "gelu_tanh": _gelu_tanh,  # differs from the exact one by up to 5e-4
     "silu": F.silu,
     "swiglu": F.silu,
