@@ -42,9 +42,9 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train([*TEXTS, "once upon a time there was a fox 从前有一个狐狸 the answer is 42"] * 3, 420)
 
 
-def build_engine(tokenizer: Tokenizer, **changes: Any) -> Engine:
+def build_model(**changes: Any) -> Transformer:
     """Random weights in every parameter, norms and biases included, so that one left out would show."""
-    model = Transformer(ModelConfig(**{**SIZES, "vocab_size": tokenizer.vocab_size, **changes}))
+    model = Transformer(ModelConfig(**{**SIZES, **changes}))
     generator = torch.Generator().manual_seed(3)
     model.init_weights(generator)
     with torch.no_grad():
@@ -52,7 +52,7 @@ def build_engine(tokenizer: Tokenizer, **changes: Any) -> Engine:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * (0.3 if parameter.ndim == 1 else 0.05))
             if name in ("embed.weight", "unembedding.weight"):
                 parameter.mul_(2)
-    return Engine(model.eval(), tokenizer)
+    return model.eval()
 
 
 @pytest.fixture(scope="session")
@@ -60,9 +60,15 @@ def build(tokenizer: Tokenizer) -> Build:
     """build("qwen2", max_length=64): an engine over a model of that shape."""
 
     def make(shape: str = "llama", **changes: Any) -> Engine:
-        return build_engine(tokenizer, **{**SHAPES[shape], **changes})
+        return Engine(build_model(vocab_size=tokenizer.vocab_size, **{**SHAPES[shape], **changes}), tokenizer)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def build_rows() -> Callable[[str, int], Transformer]:
+    """build_rows("qwen2", 448): a model of that shape with so many rows in its embedding."""
+    return lambda shape, rows: build_model(vocab_size=rows, **SHAPES[shape])
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def test_every_tensor_is_read_back(shape: str, kind: str, build: Build, vocabula
     parameters = dict(model.named_parameters())
     num_fused = sum("attention.qkv" in name for name in parameters)
     expected = len(parameters) + 2 * num_fused + (shape == "llama-3.1")
-    assert check_gguf(path, model, kind) == expected
+    assert check_gguf(path, model, vocabulary, kind) == expected
     types = {tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors if len(tensor.shape) == 2}
     assert types == {kind}
 
@@ -62,16 +62,25 @@ def test_what_the_file_says(build: Build, vocabulary: Vocabulary, tmp_path: Path
     assert {number for number, kind in enumerate(kinds) if kind == gguf.TokenType.CONTROL} == vocabulary.controls
 
 
-def test_rows_beyond_the_vocabulary_are_unused_tokens(build: Build, vocabulary: Vocabulary, tmp_path: Path) -> None:
-    model = Transformer(replace(build("llama").model.config, vocab_size=448))
+def test_rows_beyond_the_vocabulary_are_left_out(build: Build, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    model = Transformer(replace(build("llama").model.config, vocab_size=448, tie_embeddings=False))
     model.init_weights(torch.Generator().manual_seed(0))
     path = tmp_path / "model.gguf"
     write_gguf(path, model, vocabulary, "F32", "mine")
+    assert check_gguf(path, model, vocabulary, "F32")
+    shapes = {tensor.name: tensor.shape.tolist() for tensor in gguf.GGUFReader(path).tensors}
+    assert shapes["token_embd.weight"] == shapes["output.weight"] == [64, 420]
+
+
+def test_kinds_of_tokens(build: Build, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    changed = replace(vocabulary, added=frozenset({300}), gaps=frozenset({301}), prefix_ids=[])
+    write_gguf(path, build("llama").model, changed, "F32", "mine")
     found = fields(path)
-    tokens, kinds = found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"]
-    assert isinstance(tokens, list) and isinstance(kinds, list)
-    assert tokens[420:] == [f"[PAD{number}]" for number in range(420, 448)]
-    assert set(kinds[420:]) == {gguf.TokenType.UNUSED}
+    kinds = found["tokenizer.ggml.token_type"]
+    assert isinstance(kinds, list)
+    assert kinds[299:302] == [gguf.TokenType.NORMAL, gguf.TokenType.USER_DEFINED, gguf.TokenType.UNUSED]
+    assert found["tokenizer.ggml.add_bos_token"] is False
 
 
 def test_pairs_are_put_side_by_side() -> None:
@@ -83,7 +92,7 @@ def test_rows_that_blocks_do_not_fill_are_half_precision(build: Build, vocabular
     model = build("llama", ffn_width=40).model
     path = tmp_path / "model.gguf"
     write_gguf(path, model, vocabulary, "Q8_0", "mine")
-    assert check_gguf(path, model, "Q8_0")
+    assert check_gguf(path, model, vocabulary, "Q8_0")
     types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
     assert types["blk.0.ffn_down.weight"] == "F16"
     assert types["blk.0.ffn_up.weight"] == "Q8_0"
@@ -100,7 +109,7 @@ def test_a_changed_weight_is_found(
     with torch.no_grad():
         model.layers[1].ffn.up.weight[3, 5] += change
     with pytest.raises(ModelError, match=rf"model.gguf: blk.1.ffn_up.weight is off by .* beyond {kind}'s rounding"):
-        check_gguf(path, model, kind)
+        check_gguf(path, model, vocabulary, kind)
 
 
 def test_missing_and_additional_tensors_are_found(build: Build, vocabulary: Vocabulary, tmp_path: Path) -> None:
@@ -110,9 +119,9 @@ def test_missing_and_additional_tensors_are_found(build: Build, vocabulary: Voca
     write_gguf(tmp_path / "tied.gguf", tied, vocabulary, "F32", "mine")
     write_gguf(tmp_path / "untied.gguf", untied, vocabulary, "F32", "mine")
     with pytest.raises(ModelError, match="tied.gguf: the tensor output.weight is missing"):
-        check_gguf(tmp_path / "tied.gguf", untied, "F32")
+        check_gguf(tmp_path / "tied.gguf", untied, vocabulary, "F32")
     with pytest.raises(ModelError, match="untied.gguf: it holds output.weight, which the model does not have"):
-        check_gguf(tmp_path / "untied.gguf", tied, "F32")
+        check_gguf(tmp_path / "untied.gguf", tied, vocabulary, "F32")
 
 
 def test_numbers_beyond_16_bits(build: Build, vocabulary: Vocabulary, tmp_path: Path) -> None:
@@ -122,7 +131,7 @@ def test_numbers_beyond_16_bits(build: Build, vocabulary: Vocabulary, tmp_path: 
     with pytest.raises(ModelError, match="layers.0.ffn.down.weight holds 1e[+]05; F16 ends at 65504. Use --type F32"):
         write_gguf(tmp_path / "model.gguf", model, vocabulary, "F16", "mine")
     write_gguf(tmp_path / "model.gguf", model, vocabulary, "F32", "mine")
-    assert check_gguf(tmp_path / "model.gguf", model, "F32")
+    assert check_gguf(tmp_path / "model.gguf", model, vocabulary, "F32")
 
 
 def test_a_vocabulary_without_merges(build: Build, vocabulary: Vocabulary, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_splits_of_other_tokenizers(name: str, pattern: str) -> None:
 def test_a_piece_that_is_a_token_comes_before_merges() -> None:
     data: dict[str, Any] = {
         "tokens": ["a", "b", "c", "bc", "abc"], "merges": [(1, 2, 3)], "split": "llama-bpe", "normalise": "NFC",
-        "ignore_merges": True, "bos_id": None, "stop_ids": [],
+        "ignore_merges": True, "bos_id": None, "prefix_ids": [], "stop_ids": [], "added": [],
     }  # fmt: skip
     assert run.Tokenizer(data).encode("abc") == [4]
     assert run.Tokenizer({**data, "ignore_merges": False}).encode("abc") == [0, 3]

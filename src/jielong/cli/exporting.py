@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -59,10 +59,8 @@ def export(
         say.print(found.note, style="dim", markup=False, soft_wrap=True)
     made = export_model(found.folder, target, to, kind=kind or "F16", dtype=dtype or "float32", force=force)
     if as_json:
-        stored_as = kind or "F16" if to == "gguf" else dtype or "float32"
-        record: dict[str, Any] = {"model": str(found.folder), "to": to, "folder": str(made.folder)}
-        record |= {"stored_as": stored_as, "files_bytes": made.files, "verified": made.verdict.figures}
-        print(json.dumps(record, ensure_ascii=False))
+        told = {"stored_as": made.stored_as, "files_bytes": made.files, "verified": made.verdict.figures}
+        print(json.dumps({"model": str(found.folder), "to": to, "folder": str(target), **told}, ensure_ascii=False))
     else:
         _show(made)
 

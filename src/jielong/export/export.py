@@ -19,12 +19,14 @@ from jielong.export import llamacpp
 from jielong.export.gguf import TYPES, check_gguf, need_gguf, write_gguf
 from jielong.export.probe import Answer, Probe
 from jielong.export.two_files import PROGRAM, WEIGHTS, load_program, write_two_files
-from jielong.export.verify import Verdict, compare, in_words, make_probe, num_same
-from jielong.export.vocabulary import read_vocabulary
+from jielong.export.verify import PROMPTS, Verdict, compare, in_words, make_probe, num_same
+from jielong.export.vocabulary import CONVERSATION, read_vocabulary
 from jielong.folder import load, save
 from jielong.generate.engine import Engine
-from jielong.model.hf import read_provenance
+from jielong.model.hf import OWN_TYPE, read_provenance
 from jielong.model.transformer import Transformer
+from jielong.model.weights import read_json
+from jielong.tokenizer.chat import render
 from jielong.tokenizer.tokenizer import Tokenizer
 
 TARGETS = ("gguf", "two-files", "hf")
@@ -36,9 +38,10 @@ SLACK = {"F32": 0.01, "F16": 0.1, "Q8_0": 1.0}
 
 @dataclass(frozen=True)
 class Exported:
-    """Where the files are, their names with sizes in bytes, and how they were verified."""
+    """Where the files are, their names with sizes in bytes, how they were verified; stored_as: the weights' type."""
 
     folder: Path
+    stored_as: str
     files: dict[str, int]
     verdict: Verdict
 
@@ -91,7 +94,7 @@ def export_model(
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return Exported(target, files, verdict)
+    return Exported(target, kind if to == "gguf" else dtype, files, verdict)
 
 
 def _one_of(setting: str, value: str, legal: tuple[str, ...]) -> None:
@@ -106,13 +109,13 @@ def _gguf(loaded: _Loaded, scratch: Path, kind: str) -> Verdict:
     path = scratch / _names("gguf", kind)[0]
     parts = [part for part in loaded.source.resolve().parts if part != "model"]
     write_gguf(path, loaded.model, vocabulary, kind, parts[-1])
-    figures: dict[str, Any] = {"tensors": check_gguf(path, loaded.model, kind)}
+    figures: dict[str, Any] = {"tensors": check_gguf(path, loaded.model, vocabulary, kind)}
     read_back = f"{figures['tensors']} tensors read back within {kind}'s rounding"
     if not llamacpp.is_installed():
         text = f"by reading it back: {read_back} (llama.cpp was not run: pip install 'jielong[llamacpp]')"
         return Verdict(text, {"by": "reading back", **figures})
     engine = Engine(loaded.model, loaded.tokenizer)
-    probe = make_probe(engine, bool(vocabulary.chat_template) and vocabulary.joints is not None)
+    probe = make_probe(engine, _answers(loaded.tokenizer))
     answer = llamacpp.run_llamacpp(path, probe, torch.get_num_threads())
     found = compare(engine, probe, answer, SLACK[kind], vocabulary.stop_ids)
     return Verdict(f"in llama.cpp: {in_words(found)}; {read_back}", {"by": "llama.cpp", **found, **figures})
@@ -125,8 +128,20 @@ def _two_files(loaded: _Loaded, scratch: Path, dtype: torch.dtype) -> Verdict:
     probe = make_probe(engine, vocabulary.joints is not None)
     found = compare(engine, probe, _run_program(scratch, probe), SLACK["F32"], ())
     found |= _as_before(loaded, engine, probe, dtype)
-    _run_command(scratch, engine, probe)
-    return Verdict(f"by running run.py: {in_words(found)}{_rounding_in_words(found, dtype)}", {"by": "run.py", **found})
+    _run_command(scratch, engine)
+    text = f"by running run.py: {in_words(found)}{_rounding_in_words(found, dtype)}"
+    if vocabulary.joints is None:
+        text += "; no chat: " + ("run.py cannot follow its template" if vocabulary.chat_template else "a base model")
+    return Verdict(text, {"by": "run.py", **found})
+
+
+def _answers(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer can write a conversation: it has a chat template, and that one takes it."""
+    try:
+        render(CONVERSATION, tokenizer, reply=True)
+    except UsageError:
+        return False
+    return True
 
 
 def _run_program(scratch: Path, probe: Probe) -> Answer:
@@ -147,9 +162,9 @@ def _run_program(scratch: Path, probe: Probe) -> Answer:
     return Answer(tokens, [[] for _ in tokens], [model.tokenizer.encode(text) for text in probe.texts], chat)
 
 
-def _run_command(scratch: Path, engine: Engine, probe: Probe) -> None:
+def _run_command(scratch: Path, engine: Engine) -> None:
     """Raises ModelError unless `python run.py --complete TEXT` says what the engine says."""
-    text = engine.tokenizer.decode(probe.prompts[0])
+    text = PROMPTS[0]
     command = [sys.executable, str(scratch / PROGRAM), "--complete", text, "-n", "8"]
     done = subprocess.run(command, capture_output=True, timeout=600)
     expected = text + engine.generate([text], max_new_tokens=8, temperature=0.0)[0].text
@@ -170,6 +185,8 @@ def _hf(loaded: _Loaded, scratch: Path, target: Path, dtype: torch.dtype) -> Ver
         raise ModelError(f"verification failed: {wrong[0] if wrong else 'the tokenizer'} is not read back as it was")
     figures: dict[str, Any] = {"by": "loading", "tensors": len(rounded)}
     text = f"by loading it: {len(rounded)} tensors and the tokenizer equal"
+    if read_json(scratch / "config.json")["model_type"] == OWN_TYPE:
+        text += "; transformers has no architecture of this shape, only jielong loads it"
     if model.config.head != "lm" or model.config.encoder_layers:
         return Verdict(text, figures)
     engine = Engine(model, tokenizer)

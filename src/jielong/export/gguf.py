@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jielong.errors import ModelError, UsageError
-from jielong.export.shape import gguf_family, rope_divisors
+from jielong.export.shape import PER_TOKEN, gguf_family, rope_divisors
 from jielong.export.vocabulary import Vocabulary
 from jielong.model.config import ModelConfig
 from jielong.model.transformer import Transformer
@@ -74,11 +74,12 @@ def write_gguf(path: Path, model: Transformer, vocabulary: Vocabulary, kind: str
         raise ModelError("the tokenizer has no merges; llama.cpp loads none without. Train it with a larger vocab_size")
     writer = gguf.GGUFWriter(path, family)
     _add_shape(writer, model.config)
+    writer.add_vocab_size(len(vocabulary.tokens))
     writer.add_name(name)
     writer.add_file_type(gguf.LlamaFileType[{"F32": "ALL_F32", "F16": "MOSTLY_F16", "Q8_0": "MOSTLY_Q8_0"}[kind]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    _add_vocabulary(writer, vocabulary, model.config.vocab_size)
-    for placed in _tensors(model, family, kind):
+    _add_vocabulary(writer, vocabulary)
+    for placed in _tensors(model, family, kind, len(vocabulary.tokens)):
         shape = tuple(placed.values.shape)
         stored = gguf.GGMLQuantizationType[placed.kind]
         block, num_bytes = gguf.GGML_QUANT_SIZES[stored]
@@ -89,12 +90,12 @@ def write_gguf(path: Path, model: Transformer, vocabulary: Vocabulary, kind: str
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for placed in _tensors(model, family, kind):
+    for placed in _tensors(model, family, kind, len(vocabulary.tokens)):
         writer.write_tensor_data(gguf.quantize(placed.values.numpy(), gguf.GGMLQuantizationType[placed.kind]))
     writer.close()
 
 
-def check_gguf(path: Path, model: Transformer, kind: str) -> int:
+def check_gguf(path: Path, model: Transformer, vocabulary: Vocabulary, kind: str) -> int:
     """Read the file back, dequantise, and compare every tensor with the model's; returns how many there are.
 
     Raises ModelError naming the first that is missing, additional, or further off than its type's rounding.
@@ -102,7 +103,7 @@ def check_gguf(path: Path, model: Transformer, kind: str) -> int:
     need_gguf()
     found = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     num_tensors = len(found)
-    for placed in _tensors(model, gguf_family(model.config), kind):
+    for placed in _tensors(model, gguf_family(model.config), kind, len(vocabulary.tokens)):
         if placed.name not in found:
             raise ModelError(f"{path.name}: the tensor {placed.name} is missing")
         tensor = found.pop(placed.name)
@@ -141,45 +142,45 @@ def _add_shape(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_rope_freq_base(config.rope_base)
     writer.add_rope_dimension_count(config.head_size)
-    writer.add_vocab_size(config.vocab_size)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary, num_rows: int) -> None:
-    """num_rows: of the embedding; rows beyond the vocabulary get a name that no text can reach."""
-    kinds = [
-        gguf.TokenType.CONTROL
-        if number in vocabulary.controls
-        else gguf.TokenType.USER_DEFINED
-        if number in vocabulary.added
-        else gguf.TokenType.NORMAL
-        for number in range(len(vocabulary.spelled))
-    ]
-    unused = range(len(vocabulary.spelled), num_rows)
+def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
+    kinds = [gguf.TokenType.NORMAL] * len(vocabulary.tokens)
+    for numbers, kind in (
+        (vocabulary.controls, gguf.TokenType.CONTROL),
+        (vocabulary.added, gguf.TokenType.USER_DEFINED),
+        (vocabulary.gaps, gguf.TokenType.UNUSED),
+    ):
+        for number in numbers:
+            kinds[number] = kind
     writer.add_tokenizer_model("gpt2")  # byte-level BPE
     writer.add_tokenizer_pre(vocabulary.split)
-    writer.add_token_list([*vocabulary.spelled, *(f"[PAD{number}]" for number in unused)])
-    writer.add_token_types([*kinds, *(gguf.TokenType.UNUSED for _ in unused)])
+    writer.add_token_list(vocabulary.spelled)
+    writer.add_token_types(kinds)
     writer.add_token_merges([f"{left} {right}" for left, right in vocabulary.merges])
-    writer.add_add_bos_token(vocabulary.bos_id is not None)
+    writer.add_add_bos_token(bool(vocabulary.prefix_ids))
     if vocabulary.bos_id is not None:
         writer.add_bos_token_id(vocabulary.bos_id)
     if vocabulary.eos_id is not None:
         writer.add_eos_token_id(vocabulary.eos_id)
-    if vocabulary.pad_id is not None:
-        writer.add_pad_token_id(vocabulary.pad_id)
+    writer.add_pad_token_id(vocabulary.pad_id)
     if vocabulary.end_id is not None:
         writer.add_eot_token_id(vocabulary.end_id)
     if vocabulary.chat_template:
         writer.add_chat_template(vocabulary.chat_template)
 
 
-def _tensors(model: Transformer, family: str, kind: str) -> Iterator[_Placed]:
-    """The file's tensors in its order. Raises ModelError for a number that float16 cannot hold."""
+def _tensors(model: Transformer, family: str, kind: str, num_tokens: int) -> Iterator[_Placed]:
+    """The file's tensors in its order. Raises ModelError for a number that float16 cannot hold.
+
+    num_tokens: rows of the embedding beyond the vocabulary, which others pad to round numbers, are left out.
+    """
     divisors = rope_divisors(model.config)
     if divisors is not None:
         yield _Placed("rope_freqs.weight", divisors, "F32")
     for name, parameter in model.named_parameters():
-        for theirs, values in _split(name, parameter.detach().cpu().float(), model.config, family):
+        ours = parameter.detach()[:num_tokens] if name in PER_TOKEN else parameter.detach()
+        for theirs, values in _split(name, ours.cpu().float(), model.config, family):
             stored = _stored_as(values, kind)
             if stored != "F32" and float(values.abs().max()) > HALF_MAX:
                 raise ModelError(

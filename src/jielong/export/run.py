@@ -34,7 +34,7 @@ except ImportError:
 
 FORMAT = 1
 # What the notes in the weights' header say of the network.
-CONFIG: dict[str, Any] = {
+CONFIG: dict[str, type | tuple[type, ...]] = {
     "max_length": int, "decoder_layers": int, "num_heads": int, "num_kv_heads": int, "head_size": int, "qk_norm": bool,
     "positions": str, "rope_base": (int, float), "norm": str, "norm_eps": (int, float), "activation": str,
 }  # fmt: skip
@@ -122,18 +122,29 @@ class Tokenizer:
 
     def __init__(self, data: dict[str, Any]) -> None:
         self.tokens = [token.encode("latin-1") for token in data["tokens"]]  # by id; a control token is empty
+        names = sorted((self.tokens[number].decode("utf-8") for number in data["added"]), key=len, reverse=True)
+        self.added = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
         self.ids = {token: number for number, token in enumerate(self.tokens) if token}
         self.joins = {(left, right): (rank, joined) for rank, (left, right, joined) in enumerate(data["merges"])}
         self.split = SPLITS[data["split"]]
         self.whole_first: bool = data["ignore_merges"]
         self.normalise: str = data["normalise"]
         self.bos_id: int | None = data["bos_id"]
+        self.prefix_ids: list[int] = data["prefix_ids"]  # before a text
         self.stop_ids: list[int] = data["stop_ids"]
         self.stand_ins = _StandIns()
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text. No text becomes a control token, whatever it spells."""
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")  # no halves of characters
+        # A few names, such as <think>, are tokens wherever a text spells them: every second part is one.
+        parts = self.added.split(text) if self.added else [text]
+        ids: list[int] = []
+        for number, part in enumerate(parts):
+            ids += [self.ids[part.encode("utf-8")]] if number % 2 else self._encode_plain(part)
+        return ids
+
+    def _encode_plain(self, text: str) -> list[int]:
         if self.normalise == "NFC":
             text = unicodedata.normalize("NFC", text)
         ids: list[int] = []
@@ -457,7 +468,11 @@ def main() -> None:
             talk(Chat(model, sampler, options.n, options.system))
             return
         tokenizer = model.tokenizer
-        ids = ([] if tokenizer.bos_id is None else [tokenizer.bos_id]) + tokenizer.encode(options.complete)
+        ids = tokenizer.prefix_ids + tokenizer.encode(options.complete)
+        if not ids:
+            if tokenizer.bos_id is None:
+                raise RunError("this model has no token to begin with; give some text to --complete")
+            ids = [tokenizer.bos_id]
         made = generate(model, ids, options.n, sampler, Cache(model.config["decoder_layers"]), tokenizer.stop_ids)
         print(options.complete, end="")
         for piece in stream(model, made):

@@ -12,6 +12,8 @@ from jielong.errors import ModelError
 from jielong.model.config import ModelConfig
 from jielong.model.positions import scaled_frequencies
 
+PER_TOKEN = ("embed.weight", "unembedding.weight")  # parameters with a row for every token
+
 # Fields that no export's reader lets vary. Those that decide how much is computed, not what, may have any value.
 ALWAYS: dict[str, tuple[object, ...]] = {
     "encoder_layers": (0,),
@@ -57,10 +59,7 @@ def check_shape(config: ModelConfig, legal: Mapping[str, tuple[object, ...]], re
             continue
         if field.name in legal and value not in legal[field.name]:
             known = " or ".join(repr(each) for each in legal[field.name])
-            raise ModelError(
-                f"{field.name} is {value!r}; {reader} knows only {known}. The model stays usable here, and "
-                "`--to hf` writes it for transformers"
-            )
+            raise ModelError(f"{field.name} is {value!r}; {reader} knows only {known}; `--to hf` writes any shape")
 
 
 def gguf_family(config: ModelConfig) -> str:

@@ -15,19 +15,24 @@ from types import ModuleType
 import torch
 
 from jielong.export import run
-from jielong.export.shape import NUMPY, check_shape, rope_divisors
+from jielong.export.shape import NUMPY, PER_TOKEN, check_shape, rope_divisors
 from jielong.export.vocabulary import Vocabulary
 from jielong.model.transformer import Transformer
 from jielong.tensors import write_tensors
 
 WEIGHTS, PROGRAM = "model.safetensors", "run.py"
-TOKENIZER_KEYS = ("split", "ignore_merges", "normalise", "bos_id", "stop_ids")
+TOKENIZER_KEYS = ("split", "ignore_merges", "normalise", "bos_id", "prefix_ids", "stop_ids")
 
 
 def write_two_files(folder: Path, model: Transformer, vocabulary: Vocabulary, dtype: torch.dtype) -> None:
     """Write model.safetensors, its numbers as `dtype`, and run.py. Raises ModelError for a shape that run.py lacks."""
     check_shape(model.config, NUMPY, "run.py")
-    tensors = {name: parameter.detach().to(dtype).cpu() for name, parameter in model.named_parameters()}
+    num_tokens = len(vocabulary.tokens)
+    tensors = {
+        # Rows beyond the vocabulary, which others pad to round numbers, are left out.
+        name: (parameter.detach()[:num_tokens] if name in PER_TOKEN else parameter.detach()).to(dtype).cpu()
+        for name, parameter in model.named_parameters()
+    }
     divisors = rope_divisors(model.config)
     if divisors is not None:
         tensors["rope.divisors"] = divisors
@@ -38,6 +43,7 @@ def write_two_files(folder: Path, model: Transformer, vocabulary: Vocabulary, dt
         "tokenizer": {
             "tokens": [token.decode("latin-1") for token in vocabulary.tokens],
             "merges": vocabulary.merged_ids,
+            "added": sorted(vocabulary.added),
             **{key: vocabulary.__dict__[key] for key in TOKENIZER_KEYS},
         },
         "joints": asdict(vocabulary.joints) if vocabulary.joints else None,

@@ -15,8 +15,9 @@ import torch
 
 from jielong.errors import ModelError
 from jielong.export.probe import Answer, Probe
+from jielong.export.vocabulary import CONVERSATION
 from jielong.generate.engine import Engine
-from jielong.tokenizer.chat import Message, render
+from jielong.tokenizer.chat import render
 from jielong.tokenizer.tokenizer import Tokenizer
 
 NUM_TOKENS = 32
@@ -28,7 +29,6 @@ PROMPTS = (
     "def add(a, b):\n    return",
     '{"name": "',
 )
-QUESTIONS = ("What is 12 + 30?", "你好！")
 TEXTS = (
     "Hello, world! It's 12345 o'clock; we'LL see.",
     "  two  spaces\tand\ttabs \n\n  lines\r\n end  ",
@@ -55,14 +55,10 @@ def make_probe(engine: Engine, has_chat: bool, num_tokens: int = NUM_TOKENS) -> 
     """The built-in prompts as ids, cut so that each leaves room for new tokens in a short context."""
     tokenizer = engine.tokenizer
     prompts = [[*tokenizer.prefix_ids, *tokenizer.encode(text)] for text in PROMPTS]
-    conversation: list[Message] | None = None
     if has_chat:
-        asked: list[list[Message]] = [[{"role": "user", "content": text}] for text in QUESTIONS]
-        prompts += [render(messages, tokenizer, reply=True)[0] for messages in asked]
-        answered: Message = {"role": "assistant", "content": "42"}
-        conversation = [*asked[0], answered, *asked[1]]
+        prompts += [render(messages, tokenizer, reply=True)[0] for messages in (CONVERSATION, CONVERSATION[:1])]
     room = max(1, engine.model.config.max_length // 2)
-    return Probe([prompt[:room] for prompt in prompts], num_tokens, list(TEXTS), conversation)
+    return Probe([prompt[:room] for prompt in prompts], num_tokens, list(TEXTS), CONVERSATION if has_chat else None)
 
 
 def compare(engine: Engine, probe: Probe, answer: Answer, slack: float, stop_ids: Sequence[int]) -> dict[str, Any]:

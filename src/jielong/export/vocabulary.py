@@ -1,29 +1,31 @@
 """A tokenizer as data that a program without our code can use: tokens, merges, the split's name, how a chat is joined.
 
-It is read from tokenizer.json, so that byte-level BPE of others (Qwen's, Llama 3's, GPT-2's) passes as ours does.
+It is read from a folder's tokenizer.json, so that byte-level BPE of others (Qwen's, Llama 3's, GPT-2's) passes as ours
+does.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jielong.errors import JielongError, ModelError, UsageError
+from jielong.errors import ModelError, UsageError
 from jielong.tokenizer.chat import Message, render
-from jielong.tokenizer.hf import SPLIT_PATTERN, read_document
+from jielong.tokenizer.fast import GPT2_SPLIT, LLAMA3_SPLIT, QWEN2_SPLIT, merge_pair, split_pattern
+from jielong.tokenizer.foreign import read_folder
+from jielong.tokenizer.spelling import CHARACTERS
 from jielong.tokenizer.tokenizer import Tokenizer
 
-# llama.cpp's name of a split pattern -> the pattern. A pattern that is not here would be split otherwise over there.
-_GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_SPLITS = {
-    "qwen2": SPLIT_PATTERN,
-    "llama-bpe": SPLIT_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|"),
-    "gpt-2": _GPT2_PATTERN,
-}
-_MARK = "\0"  # stands for a message's content: always a token of its own, and in no template
+# llama.cpp's names of split patterns. By any other, text would be split otherwise over there.
+SPLITS = {QWEN2_SPLIT: "qwen2", LLAMA3_SPLIT: "llama-bpe", GPT2_SPLIT: "gpt-2"}
+_MARK = "\0"  # stands for a message's content: a token of its own, and in no template
+CONVERSATION: list[Message] = [
+    {"role": "user", "content": "What is 12 + 30?"},
+    {"role": "assistant", "content": "It is 42."},
+    {"role": "user", "content": "你好！"},
+]
 
 
 @dataclass(frozen=True)
@@ -46,25 +48,29 @@ class Joints:
 class Vocabulary:
     """Everything of a tokenizer, by id.
 
-    spelled: each token as tokenizer.json writes it, specials by name; tokens: its bytes, b"" for a special.
-    controls: ids that text cannot spell; added: ids of names that are tokens wherever a text spells them.
-    merges: pairs of spelled tokens, first learned first. split: llama.cpp's name of the pattern; ignore_merges: a piece
-    that is a token is that token, whatever the merges say. normalise: "NFC" or "". joints: None without a chat format.
+    spelled: each token as tokenizer.json writes it, others by name; tokens: its bytes, b"" for a control token.
+    controls: ids that no text becomes; added: ids of names that any text becomes which spells them; gaps: ids that have
+    no token. merges: pairs of spelled tokens, first learned first. split: llama.cpp's name of the pattern.
+    ignore_merges: a piece that is a token is that token, whatever the merges say. normalise: "NFC" or "".
+    bos_id, eos_id, pad_id, end_id, stop_ids, prefix_ids: as in Tokenizer. chat_template: Jinja, "" for none. joints:
+    None without a chat format, or where this is not how its template works.
     """
 
     spelled: list[str]
     tokens: list[bytes]
     controls: frozenset[int]
     added: frozenset[int]
+    gaps: frozenset[int]
     merges: list[tuple[str, str]]
     split: str
     ignore_merges: bool
     normalise: str
     bos_id: int | None
     eos_id: int | None
-    pad_id: int | None
+    pad_id: int
     end_id: int | None
     stop_ids: list[int]
+    prefix_ids: list[int]
     chat_template: str
     joints: Joints | None
 
@@ -80,86 +86,81 @@ def read_vocabulary(folder: Path, tokenizer: Tokenizer) -> Vocabulary:
 
     Raises ModelError naming tokenizer.json and what in it other programs could not follow.
     """
-    path = folder / "tokenizer.json"
-    document = read_document(path)
-    model = document["model"]
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
-        raise ModelError(f"{path}: the tokenizer is {model.get('type')!r}; only byte-level BPE can be exported")
-    added = {int(token["id"]): token for token in document.get("added_tokens") or []}
+    found = read_folder(folder)
+    model, where = found.document["model"], found.where
+    added = {int(token["id"]): token for token in found.document["added_tokens"]}
+    controls = frozenset(tokenizer.special_ids.values())
+    _check(found.document, where, [token for number, token in added.items() if number not in controls])
     names = {int(number): name for name, number in model["vocab"].items()}
     names |= {number: token["content"] for number, token in added.items()}
-    if sorted(names) != list(range(tokenizer.vocab_size)):
-        raise ModelError(f"{path}: {len(names)} tokens are not numbered 0 to {tokenizer.vocab_size - 1} without gaps")
-    pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
-    controls = frozenset(number for number, token in added.items() if token.get("special"))
+    if not set(CHARACTERS) <= set(model["vocab"]):
+        raise ModelError(f"{where}: not every byte is a token of its own; byte-level BPE must have all 256")
+    if tokenizer.suffix_ids or tokenizer.prefix_ids not in ((), (tokenizer.bos_id,)):
+        raise ModelError(f"{where}: it puts more around a text than the token for its beginning, which is not exported")
     return Vocabulary(
-        spelled=[names[number] for number in range(len(names))],
-        tokens=[tokenizer.decode_bytes([number]) for number in range(len(names))],
+        spelled=[names.get(number, f"[UNUSED{number}]") for number in range(tokenizer.vocab_size)],
+        tokens=[tokenizer.token_bytes(number) for number in range(tokenizer.vocab_size)],
         controls=controls,
         added=frozenset(added) - controls,
-        merges=[(left, right) for left, right in pairs],
-        split=_split_name(document, path),
+        gaps=frozenset(range(tokenizer.vocab_size)) - frozenset(names),
+        merges=[merge_pair(merge) for merge in model["merges"]],
+        split=SPLITS[str(split_pattern(found.document["pre_tokenizer"]))],
         ignore_merges=bool(model.get("ignore_merges")),
-        normalise=_normaliser(document, path),
+        normalise=(found.document.get("normalizer") or {}).get("type", ""),
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,
         end_id=tokenizer.end_id,
         stop_ids=sorted(tokenizer.stop_ids),
-        chat_template=_chat_template(folder),
+        prefix_ids=list(tokenizer.prefix_ids),
+        chat_template=found.template or "",
         joints=_find_joints(tokenizer),
     )
 
 
-def _split_name(document: Mapping[str, Any], path: Path) -> str:
-    """Raises ModelError for a pattern that llama.cpp has no name for."""
-    outer = document.get("pre_tokenizer") or {}
-    pattern = None
-    for step in outer.get("pretokenizers", [outer]):
-        if step.get("type") == "Split":
-            pattern = step.get("pattern", {}).get("Regex")
-        elif step.get("type") == "ByteLevel" and step.get("use_regex", True):
-            pattern = _GPT2_PATTERN
-    for name, known in _SPLITS.items():
-        if pattern == known:
-            return name
-    raise ModelError(f"{path}: text is split by {pattern!r}; legal are the patterns of {', '.join(_SPLITS)}")
+def _check(document: Mapping[str, Any], where: str, visible: Iterable[Mapping[str, Any]]) -> None:
+    """visible: added tokens that text can become. Raises ModelError for what other programs could not follow."""
+    model = document["model"]
+    if model.get("type") != "BPE" or model.get("byte_fallback"):
+        kind = "BPE with byte fallback" if model.get("byte_fallback") else model.get("type")
+        raise ModelError(f"{where}: the tokenizer is {kind}; only byte-level BPE can be exported")
+    pattern = split_pattern(document.get("pre_tokenizer"))
+    if pattern not in SPLITS:
+        legal = ", ".join(SPLITS.values())
+        raise ModelError(f"{where}: text is split by a pattern that is not known here; known are those of {legal}")
+    normaliser = document.get("normalizer")
+    if normaliser not in (None, {"type": "NFC"}):
+        raise ModelError(f"{where}: the normaliser is {normaliser!r:.80}; legal are none and NFC")
+    for token in visible:
+        if token.get("lstrip") or token.get("rstrip") or token.get("single_word"):
+            raise ModelError(f"{where}: the added token {token['content']!r} depends on what stands beside it")
 
 
-def _normaliser(document: Mapping[str, Any], path: Path) -> str:
-    kind = (document.get("normalizer") or {}).get("type", "")
-    if kind not in ("", "NFC"):
-        raise ModelError(f"{path}: the normaliser is {kind!r}; legal are none and NFC")
-    return str(kind)
-
-
-def _chat_template(folder: Path) -> str:
-    """The Jinja text that others render a conversation with; "" when there is none."""
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        return path.read_text(encoding="utf-8")
-    path = folder / "tokenizer_config.json"
-    if not path.exists():
-        return ""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")).get("chat_template") or ""
-    except (ValueError, AttributeError) as error:
-        raise ModelError(f"{path}: not a JSON object ({error}); copy the folder again") from None
-    if isinstance(found, list):  # several by name, as older folders have it
-        found = next((each["template"] for each in found if each.get("name") == "default"), "")
-    return str(found)
+def join(joints: Joints, messages: list[Message], encode: Callable[[str], list[int]]) -> list[int]:
+    """The ids of a conversation that ends with a user's message, ready for a reply."""
+    system = messages[0]["content"] if messages[0]["role"] == "system" else None
+    contents = [encode(message["content"]) for message in messages if message["role"] != "system"]
+    ids = [*joints.user_first]
+    if system is not None:
+        assert joints.system_first is not None and joints.system_user is not None
+        ids = [*joints.system_first, *encode(system), *joints.system_user]
+    for turn in range(0, len(contents) - 1, 2):
+        ids += [*contents[turn], *joints.user_assistant, *contents[turn + 1], *joints.assistant_user]
+    return [*ids, *contents[-1], *joints.reply]
 
 
 def _find_joints(tokenizer: Tokenizer) -> Joints | None:
-    """What `render` puts between contents, found by rendering conversations whose contents are all one mark."""
+    """What `render` puts between contents, found by rendering conversations whose contents are all one mark.
+
+    None for a base model, and for a template that does more than to put something between contents.
+    """
     mark = tokenizer.encode(_MARK)
-    assert len(mark) == 1, mark
 
     def between(*roles: str, reply: bool = False) -> list[list[int]]:
         messages: list[Message] = [{"role": role, "content": _MARK} for role in roles]
         pieces: list[list[int]] = [[]]
         for number in render(messages, tokenizer, reply=reply)[0]:
-            if number == mark[0]:
+            if [number] == mark:
                 pieces.append([])
             else:
                 pieces[-1].append(number)
@@ -167,10 +168,16 @@ def _find_joints(tokenizer: Tokenizer) -> Joints | None:
 
     try:
         user_first, user_assistant, assistant_user, reply = between("user", "assistant", "user", reply=True)
-    except UsageError:
+        joints = Joints(None, None, user_first, user_assistant, assistant_user, reply)
+        if join(joints, CONVERSATION, tokenizer.encode) != render(CONVERSATION, tokenizer, reply=True)[0]:
+            return None
+    except (UsageError, ValueError):
         return None
     try:
-        system_first, system_user, _ = between("system", "user")
-    except JielongError:
-        return Joints(None, None, user_first, user_assistant, assistant_user, reply)
-    return Joints(system_first, system_user, user_first, user_assistant, assistant_user, reply)
+        system_first, system_user, reply = between("system", "user", reply=True)
+        instructed: list[Message] = [{"role": "system", "content": "Be brief."}, *CONVERSATION]
+        with_system = Joints(system_first, system_user, user_first, user_assistant, assistant_user, reply)
+        same = join(with_system, instructed, tokenizer.encode) == render(instructed, tokenizer, reply=True)[0]
+    except (UsageError, ValueError):
+        return joints
+    return with_system if same else joints

@@ -41,7 +41,7 @@ def fast_encoding(document: Mapping[str, Any], control: Collection[str]) -> tikt
 
     control: tokens that text never becomes. The normaliser and the added tokens of the document are the caller's task.
     """
-    split, model = _split_pattern(document.get("pre_tokenizer")), document["model"]
+    split, model = split_pattern(document.get("pre_tokenizer")), document["model"]
     odd = ("dropout", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
     if split is None or model.get("type") != "BPE" or any(model.get(key) for key in odd):
         return None
@@ -64,7 +64,7 @@ def fast_encoding(document: Mapping[str, Any], control: Collection[str]) -> tikt
     return tiktoken.Encoding("jielong", pat_str=split, mergeable_ranks=ranks, special_tokens={})
 
 
-def _split_pattern(pre_tokenizer: object) -> str | None:
+def split_pattern(pre_tokenizer: object) -> str | None:
     """The pattern by which a byte-level pre-tokenizer splits, if it is one of the three that were compared."""
     if not isinstance(pre_tokenizer, dict):
         return None
