@@ -241,7 +241,7 @@ def test_contenders_take_turns(script: Any) -> None:
     assert timing.median_ratio({"a": [2.0, 9.0, 4.0], "b": [1.0, 3.0, 1.0]}, "a", "b") == 3.0
 
 
-@pytest.mark.parametrize("name", ["seeds", "shakespeare", "training_speed", "decode_speed"])
+@pytest.mark.parametrize("name", ["seeds", "shakespeare", "training_speed", "decode_speed", "load_speed"])
 def test_help_is_there(script: Any, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         script(name).main(["--help"])
@@ -287,3 +287,13 @@ def test_both_engines_decode_the_same_tokens(script: Any) -> None:
     model = speed.build("jie-xs", tokenizer, chosen, runtime)
     decoded = speed.our_decode(model, tokenizer, [[5, 6, 7]], 6, runtime)()
     assert len(set(decoded[0])) > 2, "a model that repeats one token makes the comparison empty"
+
+
+def test_load_speed_in_miniature(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = script("load_speed")
+    for name, small in (("VOCAB", 300), ("WIDTH", 64), ("FFN", 96)):
+        monkeypatch.setattr(speed, name, small)
+    speed.make_folder(tmp_path, 0.001, "bfloat16")
+    ours, theirs = (speed.load_once(name, tmp_path) for name in (speed.OURS, speed.THEIRS))
+    assert ours.keys() == theirs.keys() == {"load", "first logits", "computed", "memory", "told"}
+    assert ours["told"] == pytest.approx(theirs["told"], rel=1e-5)

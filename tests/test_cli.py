@@ -341,6 +341,8 @@ def test_a_run_folder_means_its_last_finished_language_model(run_folder: Path) -
 def test_folders_without_a_model_are_explained(run_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no such folder; did you mean .*02-sft"):
         find_model(str(run_folder / "02-stf"))
+    with pytest.raises(ModelError, match=r"is a file. .* did you mean .*02-sft/model"):
+        find_model(str(run_folder / "02-sft" / "model" / "config.json"))
     with pytest.raises(ModelError, match="it holds nothing"):
         find_model(str(tmp_path))
     (tmp_path / "01-pretrain").mkdir()

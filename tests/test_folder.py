@@ -40,6 +40,13 @@ def test_round_trip_and_provenance(tokenizer: Tokenizer, tmp_path: Path) -> None
     assert read_provenance(tmp_path) == {"version": 1, "stage": "pretrain", "tokenizer_hash": tokenizer.hash}
 
 
+def test_another_dtype(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = make_model(tokenizer.vocab_size)
+    save(model, tokenizer, tmp_path)
+    half, _ = load(tmp_path, torch.bfloat16)
+    assert all(torch.equal(a.bfloat16(), b) for a, b in zip(model.parameters(), half.parameters(), strict=True))
+
+
 def test_transformers_loads_both(tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = make_model(tokenizer.vocab_size)
     save(model, tokenizer, tmp_path)

@@ -6,18 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from jielong.errors import ModelError
 from jielong.model.hf import load_model, read_provenance, save_model
 from jielong.model.transformer import Transformer
 from jielong.tokenizer.tokenizer import Tokenizer, check_sizes
 
 
-def load(folder: str | Path) -> tuple[Transformer, Tokenizer]:
-    """The model (float32, on the CPU, in eval mode) and the tokenizer of a model folder.
+def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Transformer, Tokenizer]:
+    """The model (on the CPU, in eval mode, its weights as dtype) and the tokenizer of a model folder.
 
+    The folder may be ours or Hugging Face's: Llama, Mistral, Qwen2, Qwen3, Qwen3-MoE, Mixtral, GPT-2, OpenAI-GPT, BERT
+    and Marian. Weights stored as dtype stay in their file until they are used; see `model.hf.load_model`.
     Raises ModelError when a file is missing or broken, or when the tokenizer is another model's.
     """
-    model, tokenizer = load_model(folder), Tokenizer.load(folder)
+    model, tokenizer = load_model(folder, dtype), Tokenizer.load(folder)
     provenance = read_provenance(folder)
     expected = provenance.get("tokenizer_hash")
     if expected is not None and expected != tokenizer.hash:

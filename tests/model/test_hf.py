@@ -15,7 +15,15 @@ from torch import Tensor
 
 from jielong.errors import ModelError
 from jielong.model.config import ModelConfig, RopeScaling
-from jielong.model.hf import config_to_hf, load_model, read_config, read_provenance, save_model, their_names
+from jielong.model.hf import (
+    config_to_hf,
+    load_model,
+    read_config,
+    read_provenance,
+    save_model,
+    their_names,
+    writes_text,
+)
 from jielong.model.transformer import Transformer
 
 from .hf_cases import CASES, make_theirs, padded
@@ -146,7 +154,7 @@ def test_written_as_the_family_that_says_all_of_it(case: str, tmp_path: Path, ca
     model = random_model(ModelConfig(**{**SHAPE, **fields}))
     save_model(model, tmp_path, token_ids=IDS)
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [architecture]
-    assert read_config(tmp_path) == model.config
+    assert read_config(tmp_path) == model.config and writes_text(tmp_path) == (model.config.head == "lm")
     same(model, load_model(tmp_path))
     names = {theirs for name, _ in model.named_parameters() for theirs in their_names(name, model.config)}
     assert names <= load_file(tmp_path / "model.safetensors").keys()
@@ -165,6 +173,22 @@ def test_written_as_the_family_that_says_all_of_it(case: str, tmp_path: Path, ca
         else:
             expected, found = theirs(tokens).logits, model(tokens)
     assert (found - expected).abs().max() <= 1e-5
+
+
+def test_translators_generate_alike(build_translator, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:  # type: ignore[no-untyped-def]
+    """Their greedy decoding begins with our bos, and never puts a token of its own choice."""
+    model = build_translator().eval()
+    save_model(model, tmp_path / "without ids")
+    load_theirs(tmp_path / "without ids", caplog)
+    save_model(model, tmp_path, token_ids={"bos_token_id": 1, "pad_token_id": 0, "eos_token_id": 60})
+    theirs = load_theirs(tmp_path, caplog).eval()
+    source, _ = padded("none", rows=1, length=9)
+    found = torch.tensor([[1]])
+    with torch.no_grad():
+        for _ in range(6):
+            found = torch.cat((found, model(found, source=source)[:, -1].argmax(dim=-1, keepdim=True)), dim=1)
+        made = theirs.generate(source, max_new_tokens=6, do_sample=False, num_beams=1)
+    assert 60 not in found and made.tolist() == found.tolist()
 
 
 def test_a_decoder_with_one_class_is_no_scalar(tmp_path: Path) -> None:

@@ -149,8 +149,8 @@ def test_fuzzed_configs(folder: Path, changes: dict[str, Any]) -> None:
         ({"max_position_embeddings": 10**12}, "the longest row is 1000000000000 tokens; legal are up to 16777216"),
         ({"vocab_size": 10**12}, r"config.json asks for (1000000000000, 32)"),
         ({"head_dim": 10**9}, "config.json asks for"),
-        ({"vocab_size": 2**62}, "no model can be as large as config.json says"),
-        ({"vocab_size": 2**70}, "no model can be as large as config.json says"),
+        ({"vocab_size": 2**62}, "no model can be as large as this config says"),
+        ({"vocab_size": 2**70}, "no model can be as large as this config says"),
         (
             {
                 "model_type": "mixtral",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +27,8 @@ def find_model(name: str) -> Found:
     path = Path(name)
     if (path / "config.json").is_file():
         return Found(path)
+    if path.is_file():
+        raise ModelError(f"{name}: is a file. MODEL is a model folder or a run folder; did you mean {path.parent}?")
     if not path.is_dir():
         siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         guess = nearest(path.name, siblings)
@@ -48,11 +49,11 @@ def find_model(name: str) -> Found:
 
 def _writes_text(folder: Path) -> bool:
     """True for a language model; a reward model and a tokenizer alone lie in such folders too."""
-    config = folder / "config.json"
-    if not config.is_file():
+    from jielong.model.hf import writes_text  # brings torch, which --help does without
+
+    if not (folder / "config.json").is_file():
         return False
     try:
-        architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures") or [""]
-    except ValueError:
+        return writes_text(folder)
+    except ModelError:
         return True  # broken: loading it will say so
-    return "CausalLM" in architectures[0]

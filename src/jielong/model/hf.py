@@ -21,7 +21,7 @@ from jielong.errors import ModelError, nearest
 from jielong.model.config import ModelConfig, RopeScaling
 from jielong.model.families import FAMILIES
 from jielong.model.family import Family, check_types, read_fields, write_fields
-from jielong.model.pieces import ParameterReader, parts_of, pieces
+from jielong.model.pieces import ParameterReader, model_on_meta, parts_of, pieces
 from jielong.model.transformer import Transformer
 from jielong.model.weights import INDEX, WEIGHTS, TensorFiles, read_json, shards
 from jielong.tensors import write_tensors
@@ -52,8 +52,9 @@ def save_model(
     ids: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None, **(token_ids or {})}
     family, content = _choose(model.config)
     _write_weights(model, family, folder, shard_bytes)
-    if model.config.encoder_layers and model.config.decoder_layers:  # what their generation begins a target with
-        ids["decoder_start_token_id"] = ids["bos_token_id"]
+    if model.config.encoder_layers and model.config.decoder_layers:
+        ids["forced_eos_token_id"] = None  # theirs would end with token 0
+        ids["decoder_start_token_id"] = ids["bos_token_id"] or 0  # what their generation begins a target with
     generation = {key: value for key, value in ids.items() if value is not None}
     write_atomic(folder / "generation_config.json", _json(generation))
     write_atomic(folder / "jielong.json", _json({"version": FOLDER_VERSION, **(extra or {})}))
@@ -73,9 +74,11 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> Transf
     files = TensorFiles(folder)
     _check_promises(config, files)
     fresh = () if family is None else family.fresh.get(_architecture(theirs), ())
-    state = ParameterReader(files, family, config, dtype, fresh).state()
-    with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
-        model = Transformer(config)
+    try:
+        model = model_on_meta(config)
+    except ModelError as error:
+        raise ModelError(f"{folder / 'config.json'}: {error}") from None
+    state = ParameterReader(files, family, config, dtype, fresh).state(dict(model.named_parameters()))
     model.load_state_dict(state, assign=True)
     model.requires_grad_(True)
     model.build_tables()
@@ -114,6 +117,14 @@ def read_config(folder: str | Path) -> ModelConfig:
     """ModelConfig from config.json. Raises ModelError naming the key, its value and what we can read."""
     folder = Path(folder)
     return _translate(_read_content(folder), folder / "config.json")[1]
+
+
+def writes_text(folder: str | Path) -> bool:
+    """Whether config.json is that of a language model, by its architecture alone. Raises ModelError when broken."""
+    theirs = _read_content(Path(folder))
+    name = _architecture(theirs)
+    head = ARCHITECTURES[name].architectures[name] if name in ARCHITECTURES else theirs.get("head")
+    return head == "lm"
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:

@@ -5,14 +5,17 @@ One description, `pieces`, serves reading and writing.
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import EllipsisType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from jielong.errors import ModelError
 from jielong.model.config import ModelConfig
@@ -21,6 +24,7 @@ from jielong.model.transformer import Transformer
 from jielong.model.weights import TensorFiles
 
 WHOLE = ...
+MOST_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -102,10 +106,24 @@ def _spelled(family: Family, config: ModelConfig, template: str) -> tuple[str, .
     raise ModelError(f"the architecture {family.model_type} has no parameter {template!r}")
 
 
-def parameters_on_meta(config: ModelConfig) -> dict[str, Tensor]:
-    """The parameters of a model by their names, without memory for them."""
-    with torch.device("meta"):
-        return dict(Transformer(config).named_parameters())
+class _Undrawn(TorchFunctionMode):
+    """First weights are not drawn: on the meta device they are nothing, but torch would import its compiler for it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func in (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_):
+            return given["tensor"] if "tensor" in given else args[0]
+        return func(*args, **given)
+
+
+def model_on_meta(config: ModelConfig) -> Transformer:
+    """A model without memory or random numbers for weights. Raises ModelError for sizes beyond what torch counts."""
+    try:
+        with torch.device("meta"), _Undrawn():
+            return Transformer(config)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"no model can be as large as this config says: {reason}") from None
 
 
 def absent_pieces(family: Family | None, config: ModelConfig) -> dict[str, tuple[Piece, tuple[int, ...]]]:
@@ -117,8 +135,8 @@ def absent_pieces(family: Family | None, config: ModelConfig) -> dict[str, tuple
     biases: dict[str, Any] = {name: True for name in family.zeros if not config.__dict__[name]}
     if not biases:
         return found
-    ours = parameters_on_meta(config)
-    for name, meta in parameters_on_meta(replace(config, **biases)).items():
+    ours = dict(model_on_meta(config).named_parameters())
+    for name, meta in model_on_meta(replace(config, **biases)).named_parameters():
         if name not in ours:
             for piece in pieces(family, config, name):
                 found[piece.theirs] = (piece, tuple(meta[piece.place].shape))
@@ -156,14 +174,14 @@ class ParameterReader:
             name = name.replace(old, new)
         return name
 
-    def state(self) -> dict[str, Tensor]:
-        """All parameters. Raises ModelError for a tensor that is missing, of a wrong shape or type, or left over."""
-        try:
-            metas = parameters_on_meta(self.config)
-        except (RuntimeError, TypeError) as error:  # sizes beyond what torch counts
-            reason = str(error).splitlines()[0]
-            raise ModelError(f"{self.files.folder}: no model can be as large as config.json says: {reason}") from None
-        state = {name: self._parameter(name, meta) for name, meta in metas.items()}
+    def state(self, metas: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All parameters; metas: one of its shape for each.
+
+        Raises ModelError for a tensor that is missing, of a wrong shape or type, or left over.
+        """
+        # Copying waits for the memory it goes to, and lets go of the interpreter meanwhile.
+        with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
+            state = dict(zip(metas, pool.map(self._parameter, metas, metas.values()), strict=True))
         self._check_rest()
         new = sorted({name.partition(".")[0] for name in state if self._is_fresh(name)})
         if new:

@@ -73,7 +73,10 @@ class RotaryPositions(nn.Module):
 
     def build_tables(self, device: torch.device) -> None:
         config = self.config
-        cos, sin = rotary_tables(config.max_length, config.head_size, config.rope_base, config.rope_scaling)
+        if device.type == "meta":  # torch would import its compiler to compute nothing
+            cos = sin = torch.empty(config.max_length, config.head_size, device=device)
+        else:
+            cos, sin = rotary_tables(config.max_length, config.head_size, config.rope_base, config.rope_scaling)
         self.register_buffer("cos", cos.to(device), persistent=False)
         self.register_buffer("sin", sin.to(device), persistent=False)
 
@@ -111,7 +114,10 @@ class SinusoidalPositions(nn.Module):
         self.config = config
 
     def build_tables(self, device: torch.device) -> None:
-        table = sinusoidal_table(self.config.max_length, self.config.width)
+        if device.type == "meta":
+            table = torch.empty(self.config.max_length, self.config.width, device=device)
+        else:
+            table = sinusoidal_table(self.config.max_length, self.config.width)
         self.register_buffer("table", table.to(device), persistent=False)
 
     def add(self, x: Tensor, index: Tensor) -> Tensor:

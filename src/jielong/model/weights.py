@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ _PASSING_BYTES = 64_000_000  # how much is read through one mapping before it is
 class TensorFiles:
     """All tensors of a folder by the names in its files. Raises ModelError, from the start, for files that are broken.
 
-    Reading is one tensor at a time; nothing is read before it is asked for.
+    Nothing is read before it is asked for. Several threads may ask.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,6 +38,7 @@ class TensorFiles:
         self._files: dict[Path, Any] = {}
         self._passing: tuple[Path, Any] | None = None
         self._passed_bytes = 0
+        self._lock = threading.Lock()
         self._places: dict[str, Path] = {}
         index = _read_index(folder)
         for path in sorted(set(index.values())) or [folder / WEIGHTS]:
@@ -80,10 +82,11 @@ class TensorFiles:
     def passing(self, name: str) -> Tensor:
         """The tensor, to be copied at once and not kept."""
         path = self._places[name]
-        if self._passing is None or self._passing[0] != path or self._passed_bytes > _PASSING_BYTES:
-            self._passing, self._passed_bytes = (path, _open(path)), 0
-        tensor: Tensor = self._passing[1].get_tensor(name)
-        self._passed_bytes += tensor.nbytes
+        with self._lock:
+            if self._passing is None or self._passing[0] != path or self._passed_bytes > _PASSING_BYTES:
+                self._passing, self._passed_bytes = (path, _open(path)), 0
+            tensor: Tensor = self._passing[1].get_tensor(name)
+            self._passed_bytes += tensor.nbytes
         return tensor
 
 
