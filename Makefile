@@ -23,7 +23,7 @@ demo: $(INSTALLED)
 	@echo "Chat:    $(BIN)/jielong chat $(RUN)"
 
 test: lint types
-	$(BIN)/python -m pytest -n 2 $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TESTS)  # one thread each: two workers share two cores
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
