@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,14 @@ import transformers
 
 from jielong.errors import ModelError
 from jielong.folder import load, save
+from jielong.generate.engine import Engine
 from jielong.model.config import ModelConfig
 from jielong.model.hf import read_provenance
 from jielong.model.transformer import Transformer
 from jielong.tokenizer.tokenizer import Tokenizer
+
+from .model.hf_cases import make_theirs
+from .tokenizer.conftest import gpt2, llama3, mistral, openai_gpt, qwen, qwen3
 
 TEXT = ["the cat sat on the mat", "猫坐在垫子上", "the dog sat on the log"] * 3
 
@@ -85,3 +90,30 @@ def test_missing_file_is_named(tokenizer: Tokenizer, tmp_path: Path, file: str) 
     (tmp_path / file).unlink()
     with pytest.raises(ModelError, match=file):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("write", "case"),
+    [(gpt2, "gpt2"), (llama3, "llama"), (llama3, "llama-3.1"), (mistral, "mistral"), (qwen, "qwen2"), (qwen3, "qwen3"),
+     (qwen3, "qwen3-moe"), (openai_gpt, "gpt1")],
+)  # fmt: skip
+def test_folders_of_others_are_used_as_they_are(write: Callable[[Path], Path], case: str, tmp_path: Path) -> None:
+    """Model and tokenizer of one folder: encoded, continued and decoded as transformers does it; then saved as ours."""
+    write(tmp_path)
+    path = tmp_path / "generation_config.json"
+    generation = path.read_bytes() if path.exists() else b"{}"
+    theirs_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    theirs = make_theirs(case, vocab_size=len(theirs_tokenizer))
+    theirs.save_pretrained(tmp_path)
+    path.write_bytes(generation)
+    model, tokenizer = load(tmp_path)
+    ids = theirs_tokenizer.encode("the cat sat on a red mat", add_special_tokens=False)
+    assert tokenizer.encode("the cat sat on a red mat") == ids
+    made = theirs.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+    engine = Engine(model, tokenizer)
+    (completion,) = engine.generate([ids], max_new_tokens=8, temperature=0.0, stop_ids=[])
+    assert completion.tokens == made[0, len(ids) :].tolist()
+    save(model, tokenizer, tmp_path / "ours")
+    again, same = load(tmp_path / "ours")
+    assert same.hash == tokenizer.hash and again.config == model.config
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))

@@ -93,11 +93,11 @@ CHOOSERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 CASES = {**DECODERS, **SCORERS, **BERTS, **TRANSLATORS, **CHOOSERS}
 
 
-def make_theirs(case: str) -> Any:
+def make_theirs(case: str, vocab_size: int = VOCAB) -> Any:
     """Their model in eval mode. Biases and norms are random too: one left out, or two exchanged, must show."""
     name, model_type, settings = CASES[case]
     torch.manual_seed(sum(map(ord, case)))
-    config = transformers.AutoConfig.for_model(model_type, **settings)
+    config = transformers.AutoConfig.for_model(model_type, **{**settings, "vocab_size": vocab_size})
     model = transformers.__dict__.get(name) or getattr(transformers, name)
     theirs = model(config).eval()
     with torch.no_grad():

@@ -24,6 +24,7 @@ from jielong.model.hf import (
     their_names,
     writes_text,
 )
+from jielong.model.presets import PRESETS, preset_config
 from jielong.model.transformer import Transformer
 
 from .hf_cases import CASES, make_theirs, padded
@@ -173,6 +174,24 @@ def test_written_as_the_family_that_says_all_of_it(case: str, tmp_path: Path, ca
         else:
             expected, found = theirs(tokens).logits, model(tokens)
     assert (found - expected).abs().max() <= 1e-5
+
+
+# Presets by the beginning of their names.
+PRESETS_WRITTEN = {
+    "jie-": "LlamaForCausalLM", "llama-": "LlamaForCausalLM", "qwen2-": "Qwen2ForCausalLM",
+    "qwen3-30b-a3b": "Qwen3MoeForCausalLM", "qwen3-": "Qwen3ForCausalLM", "mixtral-": "MixtralForCausalLM",
+    "gpt1": "OpenAIGPTLMHeadModel", "gpt2-": "GPT2LMHeadModel", "bert-": "BertForPreTraining",
+    "transformer-": "MarianMTModel", "gpt3-": "JielongTransformer", "grok-1": "JielongTransformer",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_written_as_what_they_are_called(name: str) -> None:
+    """GPT-3 has windows in every second layer and Grok-1 norms on both sides, which none of theirs can say."""
+    sizes = {"vocab_size": 1000, "max_length": 64} if name.startswith("jie-") else {}
+    written = config_to_hf(preset_config(name, **sizes))
+    expected = next(kind for beginning, kind in PRESETS_WRITTEN.items() if name.startswith(beginning))
+    assert written["architectures"] == [expected]
 
 
 def test_translators_generate_alike(build_translator, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:  # type: ignore[no-untyped-def]
