@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from jielong.model import kernels
-from jielong.model.config import ModelConfig, RopeScaling
+from jielong.model.config import ACTIVATIONS, ModelConfig, RopeScaling
 from jielong.model.transformer import Transformer
 
 
@@ -40,7 +40,7 @@ class Reference:
             return torch.where(x > 0, x, 0 * x)
         if self.config.activation == "gelu":
             return x * (1 + torch.erf(x / math.sqrt(2))) / 2
-        if self.config.activation == "swiglu":
+        if self.config.activation in ("swiglu", "silu"):
             return x / (1 + torch.exp(-x))
         return x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
 
@@ -251,7 +251,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         rope_scaling=draw(st.sampled_from([None, RopeScaling(4.0, 1.0, 3.0, 16)])),
         norm=draw(st.sampled_from(["rms", "layer"])), norm_at=draw(st.sampled_from(["pre", "post", "both"])),
         norm_eps=1e-3, embedding_norm=draw(flag),
-        activation=draw(st.sampled_from(["swiglu", "geglu", "relu", "gelu", "gelu_tanh"])),
+        activation=draw(st.sampled_from(ACTIVATIONS)),
         qkv_bias=draw(flag), out_bias=draw(flag), ffn_bias=draw(flag) and not experts, qk_norm=draw(flag),
         windows=draw(st.sampled_from([(0,), (2,), (30,)])) if decoder else (0,),
         embedding_scale=draw(st.sampled_from([1.0, 3.0])), logit_scale=draw(st.sampled_from([1.0, 0.3])),
