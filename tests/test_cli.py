@@ -97,7 +97,7 @@ def test_help_teaches(invoke: Invoke) -> None:
     code, out, _ = invoke("--help")
     assert code == 0
     assert all(verb in out for verb in ("run", "plan", "chat", "complete", "evaluate"))
-    for verb in ("run", "plan", "chat", "complete", "evaluate"):
+    for verb in ("run", "plan", "chat", "complete", "evaluate", "lens"):
         code, out, _ = invoke(verb, "--help")
         assert code == 0 and "Examples:" in out and f"jielong {verb}" in out
 
@@ -381,6 +381,57 @@ def test_broken_model_folder(invoke: Invoke, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
     code, _, err = invoke("complete", str(tmp_path / "model"), "x")
     assert code == 1 and "model.safetensors" in err and "Traceback" not in err
+
+
+# lens
+
+
+def test_lens_writes_its_files_and_a_table(invoke: Invoke, run_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "look"
+    code, told, err = invoke("lens", str(run_folder), "to be or", "--out", str(out))
+    assert code == 0 and "its last model is" in err
+    lines = told.splitlines()
+    assert lines[0] == "decoder: 8 tokens: t o · b e · o r" or "<|bos|>" in lines[0]
+    assert [line.split("  ")[0] for line in (text.strip() for text in lines[2:5])] == [
+        "layer 1",
+        "layer 0",
+        "embedding",
+    ]
+    assert {path.name for path in out.iterdir()} == {"attention.json", "logits.json", "lens.html"}
+    attention, logits = (json.loads((out / f"{name}.json").read_text("utf-8")) for name in ("attention", "logits"))
+    weights = torch.tensor(attention["decoder"]["weights"])
+    assert list(weights.shape) == attention["decoder"]["shape"] == [2, 2, *(2 * (len(attention["decoder"]["keys"]),))]
+    assert (weights.sum(dim=-1) - 1).abs().max() < 0.01
+    assert logits["rows"] == ["embedding", "layer 0", "layer 1"] and len(logits["top"][2]) == len(logits["tokens"])
+
+
+def test_lens_predicts_what_complete_predicts(invoke: Invoke, run_folder: Path, tmp_path: Path) -> None:
+    top = json.loads(invoke("complete", str(run_folder), "to be", "-k", "5", "-n", "0", "--json")[1])["top"]
+    options = ("--out", str(tmp_path), "--layer", "1", "--head", "0", "--json")
+    code, told, _ = invoke("lens", str(run_folder), "to be", *options)
+    record = json.loads(told)
+    assert code == 0 and record["heads"]["decoder"]["shown"] == [1, 0] and record["source"] is None
+    found = record["next"]["layer 1"]
+    assert [each["id"] for each in found] == [each["id"] for each in top]
+    assert [each["probability"] for each in found] == pytest.approx([each["probability"] for each in top], abs=2e-6)
+
+
+def test_lens_refuses_and_cuts_with_a_word(invoke: Invoke, run_folder: Path, tmp_path: Path) -> None:
+    out = ("--out", str(tmp_path / "look"))
+    code, _, err = invoke("lens", str(run_folder), "", *out)
+    assert code == 2 and "has no tokens" in err
+    code, _, err = invoke("lens", str(run_folder), "to be", *out, "--head", "2")
+    assert code == 2 and "--head is 2" in err and "legal are 0 to 1" in err
+    code, _, err = invoke("lens", str(run_folder), "to be", *out, "--target", "x")
+    assert code == 2 and "--target is for models with an encoder" in err
+    code, _, err = invoke("lens", str(tmp_path / "nothing"), "to be", *out)
+    assert code == 1 and "no such folder" in err
+    (tmp_path / "file").touch()
+    code, _, err = invoke("lens", str(tmp_path / "file"), "to be", *out)
+    assert code == 1 and "no such folder" in err
+    assert not (tmp_path / "look").exists()
+    code, told, err = invoke("lens", str(run_folder), "to " * 200, *out)
+    assert code == 0 and "TEXT has 600 tokens; the first" in err and f"decoder: {CONTEXT} tokens" in told
 
 
 # chat

@@ -118,7 +118,7 @@ def plain_attention(mixed: Tensor, context: Context, heads: Heads) -> Tensor:
 
 def sdpa_attention(mixed: Tensor, context: Context, heads: Heads) -> Tensor:
     """torch's own kernel: flash attention where the device has it, and memory linear in T. It has no cap."""
-    queries, keys, values = _split(mixed, context, heads)
+    queries, keys, values = split_heads(mixed, context, heads)
     triangle = context.mask.is_triangle(heads.window)
     bias = None if triangle else context.mask.bias(heads.window, mixed.shape[1])
     output = F.scaled_dot_product_attention(
@@ -135,14 +135,14 @@ def sdpa_attention(mixed: Tensor, context: Context, heads: Heads) -> Tensor:
 
 def written_attention(mixed: Tensor, context: Context, heads: Heads) -> Tensor:
     """Every option, differentiated by torch: caps, and dropout on the CPU."""
-    queries, keys, values = _split(mixed, context, heads)
+    queries, keys, values = split_heads(mixed, context, heads)
     output = written_weighing(queries, keys, values, context.mask.bias(heads.window, mixed.shape[1]), context, heads)
     return output.transpose(1, 2).flatten(2)
 
 
 def cached_attention(mixed: Tensor, context: Context, heads: Heads) -> Tensor:
     """For decoding: the T queries of a row see the keys held for it and their own up to themselves."""
-    queries, keys, values = _split(mixed, context, heads)
+    queries, keys, values = split_heads(mixed, context, heads)
     assert context.cache is not None
     keys, values = context.cache.update(heads.layer, keys, values)  # (B, K, S, H)
     output = written_weighing(queries, keys, values, context.mask.bias(heads.window, keys.shape[2]), context, heads)
@@ -152,15 +152,23 @@ def cached_attention(mixed: Tensor, context: Context, heads: Heads) -> Tensor:
 def written_weighing(
     queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, context: Context, heads: Heads
 ) -> Tensor:
-    """explicit_attention in the compute dtype, kv heads shared by stacking the rows of their G query heads."""
+    """explicit_attention in the compute dtype."""
+    weights = F.dropout(written_weights(queries, keys, bias, heads), context.dropout, context.dropout > 0)
+    return torch.bmm(weights, values.flatten(0, 1)).view(queries.shape)  # (B K, G T, H) -> (B, N, T, H)
+
+
+def written_weights(queries: Tensor, keys: Tensor, bias: Tensor | None, heads: Heads) -> Tensor:
+    """The weights alone, (B K, G T, S): kv heads are shared by stacking the rows of their G query heads.
+
+    The same numbers in the same order as (B, N, T, S).
+    """
     batch, _, length, size = queries.shape
     rows = (queries / math.sqrt(size)).reshape(batch * heads.num_kv_heads, -1, size)
     scores = torch.bmm(rows, keys.flatten(0, 1).transpose(1, 2))  # (B K, G T, S)
     scores = heads.cap(scores)
     if bias is not None:
         scores.view(batch, heads.num_heads, length, -1).add_(bias[:, None])
-    weights = F.dropout(scores.softmax(dim=-1), context.dropout, context.dropout > 0)
-    return torch.bmm(weights, values.flatten(0, 1)).view(queries.shape)  # (B K, G T, H) -> (B, N, T, H)
+    return scores.softmax(dim=-1)
 
 
 def sdpa_weighing(
@@ -177,7 +185,7 @@ def sdpa_weighing(
     )
 
 
-def _split(mixed: Tensor, context: Context, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
+def split_heads(mixed: Tensor, context: Context, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
     """Turned queries (B, N, T, H), turned keys and values (B, K, T, H)."""
     split = mixed.unflatten(2, (-1, heads.head_size))  # (B, T, N + 2K, H)
     num_turned = heads.num_heads + heads.num_kv_heads

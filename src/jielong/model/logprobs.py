@@ -31,6 +31,15 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
     return F.pad(told, (1, 0))
 
 
+def token_ranks(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Rank of each token among all that might have stood there, 1 = the likeliest. logits (B, T, V) -> (B, T) int64.
+
+    Entry 0 of each row is 0, for nothing tells of the first token.
+    """
+    own = logits[:, :-1].gather(-1, tokens[:, 1:, None])  # (B, T - 1, 1)
+    return F.pad((logits[:, :-1] > own).sum(dim=-1) + 1, (1, 0))
+
+
 def scored_logprobs(
     model: Transformer,
     tokens: Tensor,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -217,6 +217,18 @@ class Transformer(HeadedModel):
             self._add_memory(context, segments, memory, memory_segments)
         layers, norm = (self.layers, self.norm) if causal else (self.encoder, self.encoder_norm)
         return self._through(layers, norm, x, context)
+
+    def residuals(self, tokens: Tensor) -> Iterator[Tensor]:
+        """The residual stream of a decoder, (B, T, D) each: the embedded tokens, then what each layer leaves.
+
+        unembed(norm(x)) of the last is what `forward` gives. Layers run as they are asked for. Raises ModelError as
+        `hidden` does.
+        """
+        x, context = self._begin(tokens, None, None, causal=True)
+        yield x
+        for layer in self.layers:
+            x = layer(x, context)
+            yield x
 
     def forward(
         self,
