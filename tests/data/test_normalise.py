@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jielong.data.normalise import normalise, strip_furniture
@@ -41,6 +41,9 @@ def test_twice_is_once(text: str, squeeze_spaces: bool) -> None:
     assert normalise(once, squeeze_spaces) == once
 
 
+@example(["Ã", "â", "€", "©", "Ã"])  # misread from a paragraph separator, which is a line end
+@example(["Ã", "\u200b", "©"])  # an invisible character keeps the halves apart
+@example(["A", "\u0303", "©"])
 @given(
     st.lists(
         st.sampled_from(["Ã", "©", "â", "€", "™", "\x80", "é", "…", "»", "ä", "½", " ", "a", "\n", "\xa0"]), max_size=12

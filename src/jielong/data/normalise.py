@@ -67,15 +67,7 @@ def normalise(text: str, squeeze_spaces: bool = True) -> str:
         (code, tables,
     terminal output) and cuts trailing blanks only.
     """
-    if not text.replace(
-        "\n", ""
-    ).isprintable():  # true of most texts, and then there is no odd blank or control character
-        text = _LINE_END.sub("\n", text)
-        text = _INVISIBLE.sub("", _repair(text))
-    elif not text.isascii():
-        text = _repair(text)
-    if not unicodedata.is_normalized("NFC", text):
-        text = unicodedata.normalize("NFC", text)
+    text = _cleaned(text)
     if not squeeze_spaces:
         text = _TRAILING.sub("\n", text + "\n")
     elif "  " in text or " \n" in text or "\n " in text or not text.replace("\n", "").isprintable():
@@ -83,6 +75,20 @@ def normalise(text: str, squeeze_spaces: bool = True) -> str:
     if "\n\n\n" in text:
         text = _MANY_LINE_ENDS.sub("\n\n", text)
     return text.strip() if squeeze_spaces else text.strip("\n").rstrip()
+
+
+def _cleaned(text: str) -> str:
+    """Encodings repaired, plain line ends, nothing invisible, NFC: again and again, for one may uncover another."""
+    while True:
+        before = text
+        if not text.isascii():
+            text = _repair(text)
+        if not text.replace("\n", "").isprintable():  # true of few texts: an odd blank or a control character
+            text = _INVISIBLE.sub("", _LINE_END.sub("\n", text))
+        if not unicodedata.is_normalized("NFC", text):
+            text = unicodedata.normalize("NFC", text)
+        if text == before:
+            return text
 
 
 def strip_furniture(text: str) -> tuple[str, int]:
