@@ -99,6 +99,15 @@ def test_a_reward_model_goes_to_hf_only(build: Build, tokenizer: Tokenizer, tmp_
         assert not (tmp_path / to).exists()
 
 
+def test_a_shape_that_transformers_lacks(build: Build, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    config = replace(build("llama").model.config, activation="geglu", attention_softcap=30.0, norm_at="both")
+    model = Transformer(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    save(model, tokenizer, tmp_path / "model")
+    made = export_model(tmp_path / "model", tmp_path / "hf", "hf", dtype="bfloat16")
+    assert "; transformers has no architecture of this shape, only jielong loads it" in made.verdict.text
+
+
 # ---- whole or not at all ----
 
 

@@ -436,8 +436,9 @@ def talk(chat: Chat) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Chat with the model in model.safetensors, or continue a text. Needs numpy only.",
-        epilog="examples:  python run.py   ·   python run.py --complete 'Once upon a' -n 40   ·   "
-        "echo 'What is 12 + 30?' | python run.py --temperature 0",
+        epilog="examples:\n  python run.py\n  python run.py --complete 'Once upon a' -n 40\n"
+        "  echo 'What is 12 + 30?' | python run.py --temperature 0",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--complete", metavar="TEXT", help="continue this text instead of chatting")
     parser.add_argument("-n", type=int, default=256, metavar="TOKENS", help="most new tokens an answer (256)")
