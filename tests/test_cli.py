@@ -428,7 +428,7 @@ def test_lens_refuses_and_cuts_with_a_word(invoke: Invoke, run_folder: Path, tmp
     assert code == 1 and "no such folder" in err
     (tmp_path / "file").touch()
     code, _, err = invoke("lens", str(tmp_path / "file"), "to be", *out)
-    assert code == 1 and "no such folder" in err
+    assert code == 1 and "is a file" in err
     assert not (tmp_path / "look").exists()
     code, told, err = invoke("lens", str(run_folder), "to " * 200, *out)
     assert code == 0 and "TEXT has 600 tokens; the first" in err and f"decoder: {CONTEXT} tokens" in told
