@@ -48,4 +48,3 @@ def save(
     if tokenizer.stop_ids:
         ids["eos_token_id"] = list(tokenizer.stop_ids)
     save_model(model, folder, {**(provenance or {}), "tokenizer_hash": tokenizer.hash}, ids)
-

@@ -179,11 +179,16 @@ class ParameterReader:
 
         Raises ModelError for a tensor that is missing, of a wrong shape or type, or left over.
         """
+        new = sorted({name.partition(".")[0] for name in metas if self._is_fresh(name)})
+        state = {
+            name: self._draw(name, tuple(meta.shape)) for name, meta in metas.items() if name.startswith(tuple(new))
+        }
+        plans = {name: self._plan(name, meta) for name, meta in metas.items() if name not in state}
+        self._check_rest()
         # Copying waits for the memory it goes to, and lets go of the interpreter meanwhile.
         with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
-            state = dict(zip(metas, pool.map(self._parameter, metas, metas.values()), strict=True))
-        self._check_rest()
-        new = sorted({name.partition(".")[0] for name in state if self._is_fresh(name)})
+            shapes = [tuple(metas[name].shape) for name in plans]
+            state |= zip(plans, pool.map(self._parameter, plans.values(), shapes), strict=True)
         if new:
             warnings.warn(
                 f"{self.files.folder} has no {' and '.join(new)}: new weights were drawn; train before use",
@@ -196,17 +201,18 @@ class ParameterReader:
             return False
         return self._find(next(pieces(self.family, self.config, name)).theirs) is None
 
-    def _parameter(self, name: str, meta: Tensor) -> Tensor:
-        """The parameter in `dtype`. meta: one of its shape. All is checked before room is made for it."""
-        if self._is_fresh(name):
-            return self._draw(name, tuple(meta.shape))
-        found = [(piece, self._checked(piece, tuple(meta[piece.place].shape))) for piece in self._wanted(name)]
-        piece, theirs = found[0]
+    def _plan(self, name: str, meta: Tensor) -> list[tuple[Piece, str]]:
+        """The pieces of a parameter and their names in the files, checked before room is made for any of them."""
+        return [(piece, self._checked(piece, tuple(meta[piece.place].shape))) for piece in self._wanted(name)]
+
+    def _parameter(self, plan: list[tuple[Piece, str]], shape: tuple[int, ...]) -> Tensor:
+        """The parameter in `dtype`: a view of the file where it is there as we need it."""
+        piece, theirs = plan[0]
         as_it_is = piece.place is WHOLE and not piece.transposed and piece.half is None
         if as_it_is and self.files.dtype(theirs) == self.dtype:
             return piece.ours(self.files.mapped(theirs))
-        whole = torch.empty(meta.shape, dtype=self.dtype)
-        for piece, theirs in found:
+        whole = torch.empty(shape, dtype=self.dtype)
+        for piece, theirs in plan:
             whole[piece.place].copy_(piece.ours(self.files.passing(theirs)))
         return whole
 
