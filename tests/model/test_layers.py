@@ -29,6 +29,16 @@ def test_rms_norm_by_hand() -> None:
     torch.testing.assert_close(norm(torch.tensor([[3.0, 4.0]])), expected)
 
 
+def test_rms_norm_is_the_same_without_gradients() -> None:
+    norm = RMSNorm(24, eps=1e-5)
+    x = torch.randn(3, 24, generator=torch.Generator().manual_seed(0))
+    for narrow in (x, x.bfloat16()):
+        for dtype in (None, torch.bfloat16):
+            with torch.no_grad():
+                alone = norm(narrow, dtype)
+            assert torch.equal(alone, norm(narrow, dtype)) and not alone.requires_grad
+
+
 def test_rms_norm_gradients() -> None:
     norm = RMSNorm(6, eps=1e-3).double()
     norm.weight.data.normal_(generator=torch.Generator().manual_seed(0))

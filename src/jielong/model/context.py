@@ -132,7 +132,7 @@ def visible_keys(
     slots: (T,) or (B, T) int64, the query's place among the keys. segments: (B, T) int with S = T, or None for one.
     Padding, segment 0, sees padding.
     """
-    slots = slots.view(-1, slots.shape[-1])[:, :, None]  # (B or 1, T, 1)
+    slots = slots[..., None] if slots.dim() == 2 else slots[None, :, None]  # (B or 1, T, 1)
     keys = torch.arange(num_keys, device=slots.device)
     seen = keys <= slots if causal else torch.ones(1, slots.shape[1], num_keys, dtype=torch.bool, device=slots.device)
     if window:

@@ -153,7 +153,9 @@ def written_weighing(
     queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, context: Context, heads: Heads
 ) -> Tensor:
     """explicit_attention in the compute dtype."""
-    weights = F.dropout(written_weights(queries, keys, bias, heads), context.dropout, context.dropout > 0)
+    weights = written_weights(queries, keys, bias, heads)
+    if context.dropout:
+        weights = F.dropout(weights, context.dropout)
     return torch.bmm(weights, values.flatten(0, 1)).view(queries.shape)  # (B K, G T, H) -> (B, N, T, H)
 
 
