@@ -43,6 +43,7 @@ _MAYBE_PHONE = re.compile(r"(?:\d[-() .]{0,2}){6}\d", re.ASCII)
 _MAYBE_IPV4 = re.compile(r"\d\.\d{1,3}\.\d{1,3}\.\d", re.ASCII)
 _MAYBE_IPV6 = re.compile(r"[0-9A-Fa-f]:[0-9A-Fa-f]{0,4}:", re.ASCII)
 _DATE = re.compile(r"\d{4}[- ]\d{1,2}[- ]\d{1,2}|\d{1,2}[- ]\d{1,2}[- ]\d{4}|[12]\d{3}[- ]+[12]\d{3}", re.ASCII)
+_MINUS_BEFORE = re.compile(r"[\d)] *- *$", re.ASCII)  # a dash alone may open a list
 _MATHS = "+-*/=×÷<>^%$€£¥−"
 
 
@@ -101,6 +102,8 @@ def _in_arithmetic(match: re.Match[str]) -> bool:
     before = match.string[max(match.start() - 8, 0) : match.start()].rstrip()[-1:]
     after = match.string[match.end() : match.end() + 8].lstrip()
     if match.group().startswith("+") and (before.isdigit() or before == ")"):
+        return True
+    if _MINUS_BEFORE.search(match.string[max(match.start() - 8, 0) : match.start()]):
         return True
     is_dash_before_words = after[:1] == "-" and not after[1:].lstrip()[:1].isdigit()
     return (before != "" and before in signs and before not in "<>-") or (
