@@ -185,7 +185,7 @@ class Story:
             body += rng.sample(_MOOD[language], rng.randint(2, 4))
         if rng.random() < 0.3:
             position = rng.randrange(len(body))
-            body[position:position] = [body[position]] * rng.randint(1, 2)
+            body.insert(position, body[position])  # once: a reply that may say it a third time learns to go on for ever
         opener = rng.random()
         if opener < 0.4:
             body.insert(0, rng.choice(OPENERS[language]))
