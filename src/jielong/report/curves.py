@@ -125,3 +125,33 @@ def _embed(svg: str, name: str) -> str:
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt"', r'\1 role="img"', svg, count=1)
     return re.sub(r">\s+<", "><", svg)
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Measured points and the curve that is said to run through them, both (x, y)."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    curve: Sequence[tuple[float, float]]
+
+
+def draw_scatter(title: str, x_label: str, series: Sequence[Scatter]) -> str:
+    """A whole SVG file with its own colours, both axes logarithmic."""
+    plain = {**STYLE, "axes.edgecolor": "#999", "axes.labelcolor": "#555", "grid.color": "#ddd", "text.color": "#222"}
+    plain |= {"axes.titlecolor": "#222", "xtick.color": "#555", "ytick.color": "#555", "svg.hashsalt": title}
+    with matplotlib.rc_context(plain):
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes = figure.subplots()
+        axes.set_title(title)
+        axes.set_xlabel(x_label)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for number, one in enumerate(series):
+            color = f"C{number}"
+            axes.plot(*zip(*one.curve, strict=True), color=color, linewidth=1.2, label=one.label)
+            axes.plot(*zip(*one.points, strict=True), color=color, marker="o", markersize=4, linestyle="none")
+        axes.legend(fontsize=8)
+        target = io.StringIO()
+        figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
+    return target.getvalue()
