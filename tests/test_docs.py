@@ -23,6 +23,7 @@ from jielong.recipe.settings import (
 )
 from jielong.recipe.shape import ModelSettings
 from jielong.report.page import HIGHLIGHTS
+from jielong.search.study import load_study, override, recipe_path
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -137,7 +138,23 @@ def test_whole_recipes_parse(tmp_path: Path) -> None:
     assert {"README.md", "README.zh.md", "recipes.md"} <= {name for name, _ in whole}
     for _, block in whole:
         (tmp_path / "mine.toml").write_text(block, encoding="utf-8")
-        assert parse_recipe(tmp_path / "mine.toml").stages
+        studies = {"search", "scaling"} & set(tomllib.loads(block))  # not a recipe: it names one
+        if studies:
+            assert load_study(tmp_path / "mine.toml", studies.pop()).names
+        else:
+            assert parse_recipe(tmp_path / "mine.toml").stages
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("s[ce]a*-*.toml")), ids=lambda path: path.name)
+def test_shipped_studies_name_recipes_that_take_their_settings(path: Path) -> None:
+    (kind,) = {"search", "scaling"} & set(tomllib.loads(text_of(path)))
+    study = load_study(path, kind)
+    values = study.points() or [
+        {name: span.low if span.choices is None else span.choices[0] for name, span in study.space.items()}
+    ]
+    for point in values:
+        changed = [override(name, value) for name, value in point.items()]
+        parse_recipe(recipe_path(study, path), [*study.common.overrides, *changed])
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
