@@ -90,6 +90,8 @@ def run(
     except KeyboardInterrupt:
         messages().print(f"stopped; the same command goes on from {_stopped_at(folder)}", markup=False)
         raise typer.Exit(1) from None
+    if not report:  # a process that does not lead: the one that does says it
+        return
     if as_json:
         print(json.dumps(report, ensure_ascii=False, indent=1))
     elif not quiet:

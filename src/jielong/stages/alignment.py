@@ -127,7 +127,7 @@ def _train(context: Context, learner: Learner, ids: list[list[int]], heldout: li
         context.progress.update(
             iteration, reward=shown["proxy_reward"], kl=shown["kl_nats_per_reply"], ended=shown["ended_rate"]
         )
-        if not last and iteration % settings.checkpoint_every == 0:
+        if not last and iteration % settings.checkpoint_every == 0 and context.leads:
             state = checkpoint_state(learner, iteration)
             save_checkpoint(context.checkpoints, iteration, learner.models, learner.optimizers, state)
         start = iteration

@@ -28,7 +28,7 @@ from jielong.generate.engine import Engine
 from jielong.model.transformer import Transformer
 from jielong.runtime import derive_seed
 from jielong.stages.context import Context, read_json, read_jsonl, write_json, write_jsonl
-from jielong.stages.training import adapt, settle, train
+from jielong.stages.training import adapt, micro_batches, settle, train
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
 
@@ -40,13 +40,13 @@ def run_reward(context: Context) -> dict[str, Any]:
     settings = context.settings
     parent = context.last_model("sft")
     policy, tokenizer = load(parent)
-    gathered = gather_comparisons(context, policy, tokenizer)
+    with context.leader_first():
+        gathered = gather_comparisons(context, policy, tokenizer)
     ties = settings.ties == "half"
     encoded = encode_comparisons(gathered.training, tokenizer, policy.config.max_length, ties)
     held = encode_comparisons(gathered.heldout, tokenizer, policy.config.max_length)
-    batches, steps_per_epoch = comparison_batches(
-        encoded.items, settings.batch_rows, tokenizer.pad_id, context.seed, settings.accumulate
-    )
+    num_rows, num_micro = micro_batches(context)
+    batches, steps_per_epoch = comparison_batches(encoded.items, num_rows, tokenizer.pad_id, context.seed, num_micro)
     model = scalar_from_policy(policy, context.runtime.generator(context.name, "head"))
 
     def evaluate(_step: int) -> dict[str, float]:

@@ -17,7 +17,7 @@ from jielong.model.transformer import Transformer
 from jielong.stages.context import Context, write_json
 from jielong.stages.corpus import askable, evaluation_questions
 from jielong.stages.evaluation import check_prompts
-from jielong.stages.training import adapt, settle, train
+from jielong.stages.training import adapt, micro_batches, settle, train
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
 from jielong.train.objectives import next_token
@@ -36,7 +36,8 @@ def run_sft(context: Context) -> dict[str, Any]:
     train_set, heldout_set = conversations(context, left_out)
     rows = conversation_rows(train_set, tokenizer, model.config.max_length, settings.packed)
     heldout = conversation_rows(heldout_set, tokenizer, model.config.max_length, packed=True)
-    loader = RowLoader(rows, settings.batch_rows, context.seed, settings.accumulate)
+    num_rows, num_micro = micro_batches(context)
+    loader = RowLoader(rows, num_rows, context.seed, num_micro)
     base_table = skill_table(context, model, tokenizer, NUM_QUESTIONS)
 
     def evaluate(_step: int) -> dict[str, float]:
