@@ -34,9 +34,9 @@ Reward = RewardModel | RewardEnsemble | ReplyScorer
 
 
 def run_policy(context: Context) -> dict[str, Any]:
-    """Train with PPO or GRPO, then compare with the SFT model on held-out prompts; the hidden preference judges."""
+    """Train with PPO or GRPO, then compare with the model at its beginning; the hidden preference judges."""
     settings = context.settings
-    parent = context.last_model("sft")
+    parent = context.start_model()
     policy, tokenizer = load(parent)
     start_model, _ = load(parent)
     training, heldout = _prompts(context)

@@ -22,6 +22,8 @@ from jielong.recipe import Recipe
 from jielong.runtime import Runtime, derive_seed
 from jielong.train.parallel import wait_for_all
 
+PROMOTED = "promoted.json"  # of a promote stage: the model that it chose, relative to the stage's folder
+
 
 @dataclass
 class Context:
@@ -132,6 +134,15 @@ class Context:
                 return self.earlier[name] / "model"
         raise RecipeError(f"stage [{self.name}] needs a stage of kind {' or '.join(kinds)} before it")
 
+    def start_model(self) -> Path:
+        """Model folder of the present policy: what the newest promote stage chose, else of the newest sft stage."""
+        for name in reversed(list(self.earlier)):
+            if self.kinds[name] == "promote":
+                return promoted_model(self.earlier[name])
+            if self.kinds[name] == "sft":
+                return self.earlier[name] / "model"
+        raise RecipeError(f"stage [{self.name}] needs a stage of kind sft before it")
+
     def provenance(self, steps: int, parent: Path | None = None) -> dict[str, Any]:
         """What jielong.json says of this stage's model, beside the tokenizer's hash that `save` adds.
 
@@ -154,6 +165,11 @@ class Context:
     def clear_checkpoints(self) -> None:
         """Remove the training state of a finished stage; its model folder is what stays."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def promoted_model(folder: Path) -> Path:
+    """The model folder that a finished promote stage chose. folder: the stage's."""
+    return Path(os.path.normpath(folder / read_json(folder / PROMOTED)["model"]))
 
 
 def write_json(path: Path, value: object) -> None:

@@ -37,6 +37,8 @@ from jielong.stages.identity import (
 from jielong.stages.instruction import run_sft
 from jielong.stages.preferences import run_best_of_n, run_dpo
 from jielong.stages.pretraining import run_pretrain
+from jielong.stages.promotion import run_promote
+from jielong.stages.votes import check_votes, keep_votes
 from jielong.train.parallel import check_agreement, joined, wait_for_all
 
 try:
@@ -54,6 +56,7 @@ STAGES: dict[str, Callable[[Context], dict[str, Any]]] = {
     "grpo": run_policy,
     "dpo": run_dpo,
     "best_of_n": run_best_of_n,
+    "promote": run_promote,
     "evaluate": run_evaluate,
 }
 
@@ -106,6 +109,7 @@ def _lead(recipe: Recipe, names: list[str], folders: dict[str, Path], runtime: R
     folder = next(iter(folders.values())).parent
     with _locked(folder):
         refuse_foreign(folder, recipe, runtime, folders)
+        check_votes(recipe, names, folders)
         write_atomic(folder / "recipe.toml", write_toml(recipe))
         write_json(folder / "environment.json", environment(runtime))
         _print_plan(recipe, runtime, folder, quiet)
@@ -197,6 +201,7 @@ def _begin(recipe: Recipe, stage: Stage, folder: Path, previous: str, progress: 
         progress.say(f"{stage.name}: {changed} has changed since this stage was stopped; it begins anew")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    inputs |= keep_votes(stage, folder, progress.say)
     content = {"name": stage.name, "kind": stage.kind, "hash": stage_hash(recipe, stage, inputs, previous)}
     write_json(description, {**content, "inputs": inputs})
     write_atomic(folder / "config.toml", write_toml(recipe, stage=stage.name))

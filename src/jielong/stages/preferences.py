@@ -32,7 +32,7 @@ from jielong.train.objectives import next_token
 def run_dpo(context: Context) -> dict[str, Any]:
     """Learn from comparisons alone, then compare with the SFT model on held-out prompts."""
     settings = context.settings
-    parent = context.last_model("sft")
+    parent = context.start_model()
     policy, tokenizer = load(parent)
     start_model, _ = load(parent)
     origin = context if settings.comparisons is None else context.named(settings.comparisons)
@@ -48,14 +48,14 @@ def run_dpo(context: Context) -> dict[str, Any]:
     batches, steps_per_epoch = comparison_batches(items, num_rows, tokenizer.pad_id, context.seed, num_micro)
 
     def evaluate(_step: int) -> dict[str, float]:
-        accuracy, _ = _implicit_accuracy(context, policy, held_items, tokenizer)
+        accuracy, _ = implicit_accuracy(context, policy, held_items, tokenizer)
         return {"heldout_accuracy": accuracy}
 
     adapter, num_steps = adapt(context, policy), settings.steps(steps_per_epoch)
     totals = train(context, policy, dpo(settings.objective()), batches, num_steps, evaluate, adapter)
     figures: dict[str, Any] = dict(settle(context, policy, adapter, parent))
     save(policy, tokenizer, context.folder / "model", context.provenance(totals.steps, parent))
-    accuracy, interval = _implicit_accuracy(context, policy, held_items, tokenizer)
+    accuracy, interval = implicit_accuracy(context, policy, held_items, tokenizer)
     reward = load_reward(context.last_model("reward"), tokenizer) if context.has("reward") else None
     figures |= compare(context, start_model, policy, reward, tokenizer, heldout_prompts(context))
     figures |= alignment_tax(context, start_model, policy, tokenizer)
@@ -75,7 +75,7 @@ def run_dpo(context: Context) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _implicit_accuracy(
+def implicit_accuracy(
     context: Context, policy: Transformer, items: list[Candidates], tokenizer: Tokenizer, batch_prompts: int = 16
 ) -> tuple[float, list[float]]:
     """How often log(policy / reference) prefers as the labellers do, and its 95 % interval; equals count half."""
@@ -96,7 +96,7 @@ def _implicit_accuracy(
 def run_best_of_n(context: Context) -> dict[str, Any]:
     """Sample n replies to each prompt, learn the one that the reward likes best, compare with the SFT model."""
     settings = context.settings
-    parent = context.last_model("sft")
+    parent = context.start_model()
     policy, tokenizer = load(parent)
     start_model, _ = load(parent)
     reward = chosen_reward(context, tokenizer)
