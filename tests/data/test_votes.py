@@ -131,6 +131,12 @@ def test_half_a_character_at_the_end_is_half_a_line(tmp_path: Path) -> None:
     assert read_votes(path, max_bad_fraction=0.0).half_line
 
 
+def test_what_windows_editors_do_to_a_file_is_borne(tmp_path: Path) -> None:
+    path = tmp_path / "votes.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + lines(vote(0).to_record(), vote(1).to_record()).replace("\n", "\r\n").encode())
+    assert read_votes(path, max_bad_fraction=0.0).votes == [vote(0), vote(1)]
+
+
 def test_a_whole_last_line_needs_no_newline(tmp_path: Path) -> None:
     path = tmp_path / "votes.jsonl"
     path.write_text(lines(vote(0).to_record(), vote(1).to_record()).rstrip("\n"), encoding="utf-8")

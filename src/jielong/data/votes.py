@@ -139,7 +139,7 @@ def read_votes(path: str | Path, max_bad_fraction: float = MAX_BAD_FRACTION) -> 
     votes: list[Vote] = []
     bad: list[str] = []
     half_line = False
-    lines = content.split(b"\n")
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")  # some editors put a byte order mark there
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
