@@ -101,6 +101,10 @@ epochs = 1
 learning_rate = 1e-4
 max_new_tokens = 16
 
+[promote]
+judge = "gold"
+max_new_tokens = 16
+
 [evaluate]
 questions_per_skill = 5
 max_new_tokens = 16

@@ -13,12 +13,14 @@ import pytest
 
 import jielong
 from jielong.cli.models import find_model
+from jielong.config import config_hash
 from jielong.data.examples import read_comparisons
 from jielong.data.sources import Source
 from jielong.data.votes import Answer, Vote, append_vote, read_votes
 from jielong.folder import model_hash
 from jielong.recipe import parse_recipe
 from jielong.stages.context import promoted_model
+from jielong.stages.identity import stage_hash
 
 StageOf = Callable[[Path, str], Path]
 Invoke = Callable[..., tuple[int, str, str]]
@@ -455,3 +457,12 @@ def test_a_vote_in_the_place_of_a_comparison_is_told_where_it_belongs(tmp_path: 
     write(tmp_path / "votes.jsonl", thirty())
     with pytest.raises(jielong.JielongError, match="this is a vote; name its file in the stage's votes table"):
         list(read_comparisons(Source("mine", "votes.jsonl"), tmp_path))
+
+
+def test_a_recipe_without_votes_has_the_hashes_that_it_had_before_there_were_any(recipe: Path) -> None:
+    parsed = parse_recipe(recipe)
+    for stage in parsed.stages:
+        settings = stage.settings.model_dump(mode="json")
+        assert settings.pop("votes", None) is None
+        content = {"name": stage.name, "kind": stage.kind, "settings": settings, "before": "x"}
+        assert stage_hash(parsed, stage, {}, "x") == config_hash(content)
