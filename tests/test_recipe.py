@@ -102,8 +102,7 @@ learning_rate = 1e-4
 max_new_tokens = 16
 
 [promote]
-judge = "gold"
-max_new_tokens = 16
+judge = "heldout"
 
 [evaluate]
 questions_per_skill = 5

@@ -209,8 +209,10 @@ def _best_of_n(settings: Any, state: _State) -> dict[str, Any]:
 
 
 def _promote(settings: Any, state: _State) -> dict[str, Any]:
-    """Votes and held-out comparisons are there already; another judge wants replies of both models."""
-    if state.model is None or settings.judge not in ("reward", "gold"):
+    """Where a judge wants replies of both models: those. Votes and held-out choices are there already, and few."""
+    if settings.judge not in ("reward", "gold"):
+        return {"seconds": 0.0}
+    if state.model is None:
         return {}
     tokens = _judged_replies(settings) * settings.max_new_tokens
     return _with_sampling({"tokens": tokens, "flops": 0, "memory_bytes": None, "seconds": 0.0}, tokens, state)
