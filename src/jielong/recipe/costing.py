@@ -210,7 +210,7 @@ def _best_of_n(settings: Any, state: _State) -> dict[str, Any]:
 
 def _promote(settings: Any, state: _State) -> dict[str, Any]:
     """Where a judge wants replies of both models: those. Votes and held-out choices are there already, and few."""
-    if settings.judge not in ("reward", "gold"):
+    if not settings.samples:
         return {"seconds": 0.0}
     if state.model is None:
         return {}

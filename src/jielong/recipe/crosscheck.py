@@ -194,6 +194,8 @@ def _check_lengths(recipe: Recipe, where: str) -> None:
             context_tokens = stage.settings.context_tokens
         elif stage.kind == "sft" and stage.settings.model is not None:
             context_tokens = None
+        elif stage.kind == "promote" and not stage.settings.samples:
+            continue
         elif context_tokens is not None and "max_new_tokens" in type(stage.settings).model_fields:
             longest = stage.settings.max_new_tokens
             if longest >= context_tokens:

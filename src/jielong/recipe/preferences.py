@@ -206,14 +206,18 @@ class PromoteSettings(Judged):
     def _check(self) -> PromoteSettings:
         if self.judge == "votes" and self.votes is None:
             raise ValueError('judge = "votes" wants a votes table, for example votes = {files = ["votes.jsonl"]}')
-        samples = self.judge in ("reward", "gold")
         names = ("judged_prompts", "judged_seeds", "max_new_tokens", "temperature")
         unused = {
             "votes": self.judge != "votes",
             "reward": self.judge not in ("reward", "heldout"),
-            **dict.fromkeys(names, not samples),
+            **dict.fromkeys(names, not self.samples),
         }
         for name, is_unused in unused.items():
             if is_unused and self.__dict__[name] != type(self).model_fields[name].default:
                 raise ValueError(f'{name} has no effect with judge = "{self.judge}"; delete it')
         return self
+
+    @property
+    def samples(self) -> bool:
+        """Whether the judge wants replies of both models."""
+        return self.judge in ("reward", "gold")
