@@ -61,7 +61,7 @@ STAGES: dict[str, Callable[[Context], dict[str, Any]]] = {
 }
 
 
-ALONE = ("curate", "tokenizer", "evaluate")  # nothing is trained: one process does them, the others wait
+ALONE = ("curate", "tokenizer", "promote", "evaluate")  # nothing is trained: one process does them, the others wait
 
 
 def run_recipe(

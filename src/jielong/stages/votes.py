@@ -84,7 +84,7 @@ def _read(settings: VotesSettings) -> list[Reading]:
 
 def kept_votes(context: Context) -> list[Vote]:
     """The votes in the stage's folder."""
-    return read_votes(context.folder / VOTES, max_bad_fraction=0.0).votes
+    return read_votes(context.home / VOTES, max_bad_fraction=0.0).votes
 
 
 def voted_comparisons(context: Context) -> tuple[list[Comparison], dict[str, Any]]:
@@ -97,7 +97,7 @@ def voted_comparisons(context: Context) -> tuple[list[Comparison], dict[str, Any
     votes = kept_votes(context)
     records = as_comparisons(votes).records
     comparisons = [
-        Comparison.from_record(record, f"{context.folder / VOTES}: comparison {number}")
+        Comparison.from_record(record, f"{context.home / VOTES}: comparison {number}")
         for number, record in enumerate(records, start=1)
     ]
     if not any(comparison.pairs for comparison in comparisons):
@@ -105,7 +105,7 @@ def voted_comparisons(context: Context) -> tuple[list[Comparison], dict[str, Any
             f"[{context.name}] votes: none of {len(votes)} votes says which of two different answers is better"
         )
     agreement = user_agreement(votes)
-    figures: dict[str, Any] = {"votes": read_json(context.folder / COUNTS)["counts"]}
+    figures: dict[str, Any] = {"votes": read_json(context.home / COUNTS)["counts"]}
     if agreement.rate is not None:
         figures["user_agreement"] = agreement.rate
         figures["user_agreement_ci95"] = list(agreement.ci95)
