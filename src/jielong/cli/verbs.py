@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from jielong import __version__
-from jielong.cli import exporting, looking
+from jielong.cli import exporting, looking, translating
 from jielong.config import wants_traceback
 from jielong.errors import JielongError, UsageError
 from jielong.launch import relaunch_with_allocator
@@ -294,6 +294,7 @@ def evaluate(
         print_table(table, console())
 
 
+app.command(epilog=translating.EXAMPLES)(translating.translate)
 app.command(epilog=looking.EXAMPLES)(looking.lens)
 app.command(epilog=exporting.EXAMPLES)(exporting.export)
 

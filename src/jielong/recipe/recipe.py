@@ -21,6 +21,7 @@ from jielong.recipe.settings import (
     SftSettings,
     TokenizerSettings,
 )
+from jielong.recipe.translate import TranslateSettings
 from jielong.runtime import derive_seed
 
 SHARED_TABLES = ("run", "data")
@@ -28,6 +29,7 @@ STAGE_SETTINGS: dict[str, type[Settings]] = {
     "curate": CurateSettings,
     "tokenizer": TokenizerSettings,
     "pretrain": PretrainSettings,
+    "translate": TranslateSettings,
     "sft": SftSettings,
     "reward": RewardSettings,
     "ppo": PpoSettings,
@@ -87,8 +89,9 @@ class Recipe:
 
 
 def stage_sources(stage: Stage) -> tuple[str, ...]:
-    """The names in the stage's `sources`; () for kinds without."""
-    return tuple(stage.settings.sources) if "sources" in type(stage.settings).model_fields else ()
+    """The names in the stage's `sources` and `validation`; () for kinds without."""
+    fields = type(stage.settings).model_fields
+    return tuple(name for key in ("sources", "validation") if key in fields for name in stage.settings.__dict__[key])
 
 
 def parse_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

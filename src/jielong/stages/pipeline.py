@@ -36,6 +36,7 @@ from jielong.stages.identity import (
 from jielong.stages.instruction import run_sft
 from jielong.stages.preferences import run_best_of_n, run_dpo
 from jielong.stages.pretraining import run_pretrain
+from jielong.stages.translation import run_translate
 
 try:
     import fcntl
@@ -46,6 +47,7 @@ STAGES: dict[str, Callable[[Context], dict[str, Any]]] = {
     "curate": run_curate,
     "tokenizer": run_tokenizer,
     "pretrain": run_pretrain,
+    "translate": run_translate,
     "sft": run_sft,
     "reward": run_reward,
     "ppo": run_policy,
