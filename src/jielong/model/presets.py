@@ -79,8 +79,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "transformer-big": dict(
         TRANSFORMER, width=1024, num_heads=16, num_kv_heads=16, ffn_width=4096, embedding_scale=32.0, dropout=0.3
     ),
-    # Ours, for small corpora: the same model with fewer and narrower layers. tiny has the sizes that Wu et al. 2021,
-    # arXiv:2105.14462, section 4.1, found enough for the 29,000 sentences of Multi30k.
+    # Ours, for small corpora: the same model with fewer and narrower layers. tiny is for tens of thousands of sentences.
     "transformer-tiny": dict(
         TRANSFORMER, vocab_size=8000, max_length=256, encoder_layers=4, decoder_layers=4, width=128, num_heads=4,
         num_kv_heads=4, head_size=32, ffn_width=256, embedding_scale=128**0.5, dropout=0.3,
