@@ -44,7 +44,9 @@ def their_model(folder: Path) -> Any:
     return theirs.eval()
 
 
-def our_search(model: Transformer, tokenizer: Tokenizer, batches: Sequence[Batch], config: BeamConfig, most: int) -> Found:
+def our_search(
+    model: Transformer, tokenizer: Tokenizer, batches: Sequence[Batch], config: BeamConfig, most: int
+) -> Found:
     runtime = Runtime(torch.device("cpu"), torch.float32)
     found: Found = []
     for source, segments in batches:

@@ -77,7 +77,7 @@ ROWS = recipe_rows()
 def own_fields(settings: type[Settings]) -> dict[str, Any]:
     """The fields of a table, but for those that all training stages share: they are explained once."""
     all_bases = (Learning, Optimisation, PolicySettings, Shape)
-    bases = [base for base in all_bases if issubclass(settings, base) and settings is not base]
+    bases = [base for base in all_bases if issubclass(settings, base) and settings not in all_bases]
     shared = {name for base in bases for name in base.model_fields}
     return {name: field for name, field in settings.model_fields.items() if name not in shared}
 

@@ -60,7 +60,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
-        moved = {name: value.to(device) for name, value in self.__dict__.items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in self.__dict__.items() if isinstance(value, Tensor)
+        }
         return replace(self, **moved)
 
 

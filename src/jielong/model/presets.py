@@ -79,7 +79,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "transformer-big": dict(
         TRANSFORMER, width=1024, num_heads=16, num_kv_heads=16, ffn_width=4096, embedding_scale=32.0, dropout=0.3
     ),
-    # Ours, for small corpora: the same model with fewer and narrower layers. tiny is for tens of thousands of sentences.
+    # Ours, for small corpora: the same model with fewer, narrower layers; tiny for tens of thousands of sentences.
     "transformer-tiny": dict(
         TRANSFORMER, vocab_size=8000, max_length=256, encoder_layers=4, decoder_layers=4, width=128, num_heads=4,
         num_kv_heads=4, head_size=32, ffn_width=256, embedding_scale=128**0.5, dropout=0.3,

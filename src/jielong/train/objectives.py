@@ -7,12 +7,13 @@ once, by the units of the whole batch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from jielong.data.batch import Batch
-from jielong.model.logprobs import HasHead, check_mask, hidden_logprobs, scored_logprobs, smoothed_nats
+from jielong.model.logprobs import check_mask, hidden_logprobs, scored_logprobs, smoothed_nats
+from jielong.model.recurrent import Recurrent
 from jielong.model.routing import Routing
 from jielong.model.transformer import Transformer
 
@@ -55,21 +56,13 @@ def next_token_of_experts(balance: float, router_z: float) -> Objective[Transfor
     return objective
 
 
-class TwoStacks(HasHead, Protocol):
-    """What translates, in training: the Transformer with an encoder, and the recurrent one."""
-
-    def encode(self, source: Tensor, segments: Tensor | None = None) -> Tensor: ...
-
-    def hidden_of(self, tokens: Tensor, segments: Tensor, memory: Tensor, memory_segments: Tensor) -> Tensor: ...
-
-
-def translation(smoothing: float) -> Objective[TwoStacks, Batch]:
+def translation(smoothing: float) -> Objective[Transformer | Recurrent, Batch]:
     """Cross-entropy of the target's tokens given the source, labels smoothed by `smoothing`; its unit is one of them.
 
     metrics: label_nats, the negative log-likelihood without smoothing, which the loss can never fall to.
     """
 
-    def objective(model: TwoStacks, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(model: Transformer | Recurrent, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.source is not None and batch.source_segments is not None
         check_mask(batch.mask, batch.segments)
         memory = model.encode(batch.source, batch.source_segments)

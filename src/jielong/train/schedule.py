@@ -32,7 +32,8 @@ def multiplier(
 
     Raises UsageError for a setting outside its range.
     Source: noam: Vaswani et al. 2017, arXiv:1706.03762, eq. 3, where steps count from 1, what is here
-    warmup_steps + 1 is the warm-up, and the peak is 1 / sqrt(D warm-up); cosine: Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, without restarts;
+    warmup_steps + 1 is the warm-up, and the peak is 1 / sqrt(D warm-up); cosine: Loshchilov and Hutter 2017,
+    arXiv:1608.03983, eq. 5, without restarts;
     warmup-stable-decay: Hu et al. 2024, arXiv:2404.06395, section 4, with a linear decay.
     """
     _check(step, kind, warmup_steps, num_steps, final_fraction, decay_fraction)
