@@ -11,6 +11,7 @@ import torch
 
 from jielong.errors import ModelError
 from jielong.model.hf import load_model, read_provenance, save_model
+from jielong.model.recurrent import Recurrent, is_recurrent, load_recurrent, save_recurrent
 from jielong.model.transformer import Transformer
 from jielong.tokenizer.tokenizer import Tokenizer, check_sizes
 
@@ -32,6 +33,27 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Transf
         )
     check_sizes(tokenizer, model.config.vocab_size, f"{folder}")
     return model.eval(), tokenizer
+
+
+def load_translator(folder: str | Path) -> tuple[Transformer | Recurrent, Tokenizer]:
+    """What translates: a model folder as `load` reads it, or the recurrent baseline, which no one else has.
+
+    Raises ModelError as `load` does; whether the model has two stacks is the Translator's to ask.
+    """
+    if not is_recurrent(folder):
+        return load(folder)
+    model, tokenizer = load_recurrent(folder), Tokenizer.load(folder)
+    check_sizes(tokenizer, model.config.vocab_size, f"{folder}")
+    return model.eval(), tokenizer
+
+
+def save_recurrent_folder(
+    model: Recurrent, tokenizer: Tokenizer, folder: str | Path, provenance: Mapping[str, Any] | None = None
+) -> None:
+    """`save` for the recurrent baseline."""
+    check_sizes(tokenizer, model.config.vocab_size, f"{folder}")
+    tokenizer.save(folder)
+    save_recurrent(model, folder, {**(provenance or {}), "tokenizer_hash": tokenizer.hash})
 
 
 def save(

@@ -18,6 +18,11 @@ def batch_parts() -> dict[str, Any]:
     }
 
 
+def translated_parts() -> dict[str, Any]:
+    source = {"source": torch.ones(2, 5, dtype=torch.int64), "source_segments": torch.ones(2, 5, dtype=torch.int32)}
+    return {**batch_parts(), **source}
+
+
 def pair_parts() -> dict[str, Any]:
     return {
         "tokens": torch.zeros(3, 4, dtype=torch.int64),
@@ -49,12 +54,14 @@ def rollout_parts() -> dict[str, Any]:
         ("mask", torch.zeros(2, 2, dtype=torch.bool), r"mask is torch.bool \(2, 2\), must be torch.bool \(2, 3\)"),
         ("segments", torch.zeros(2, 3, dtype=torch.int64), "segments is torch.int64"),
         ("num_units", -1, "num_units is -1"),
+        ("source", torch.zeros(3, 5, dtype=torch.int64), r"source is torch.int64 \(3, 5\), must be .*\(2, 5\)"),
+        ("source", None, "source and source_segments belong together"),
     ],
 )
 def test_batch_refuses_wrong_shapes_and_dtypes(name: str, value: Any, message: str) -> None:
     Batch(**batch_parts())
     with pytest.raises(ValueError, match=message):
-        Batch(**{**batch_parts(), name: value})
+        Batch(**{**translated_parts(), name: value})
 
 
 @pytest.mark.parametrize(
@@ -95,7 +102,8 @@ def test_rollout_rows_pick_every_tensor_and_count_anew(index: Any) -> None:
 
 
 def test_to_moves_every_tensor() -> None:
-    for whole in (Batch(**batch_parts()), PairBatch(**pair_parts()), Rollout(**rollout_parts())):
+    assert Batch(**batch_parts()).to("meta").source is None
+    for whole in (Batch(**translated_parts()), PairBatch(**pair_parts()), Rollout(**rollout_parts())):
         moved = whole.to("meta")
         assert type(moved) is type(whole)
         assert moved.num_units == whole.num_units

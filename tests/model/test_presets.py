@@ -54,7 +54,8 @@ def test_all_that_the_issue_names_is_there() -> None:
 
 def test_decoders_are_told_from_the_others() -> None:
     others = {name for name in PRESETS if not is_decoder(name)}
-    assert others == {"transformer-base", "transformer-big", "bert-base", "bert-large"}
+    translators = {f"transformer-{size}" for size in ("tiny", "small", "base", "big")}
+    assert others == translators | {"bert-base", "bert-large"}
 
 
 def test_windows_alternate_in_gpt3() -> None:

@@ -64,4 +64,4 @@ def test_count_equals_hugging_faces(name: str) -> None:
 
 def test_most_presets_are_compared() -> None:
     left_out = {name for name in PRESETS if name not in NAMES and not name.startswith("jie-")}
-    assert left_out == {"transformer-base", "transformer-big", "grok-1"}
+    assert left_out == {f"transformer-{size}" for size in ("tiny", "small", "base", "big")} | {"grok-1"}

@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from jielong.data.buckets import pair_batch
 from jielong.data.pack import pack_examples
 from jielong.model.config import ModelConfig
 from jielong.model.routing import Routing
 from jielong.model.transformer import Transformer
-from jielong.train.objectives import next_token, next_token_of_experts
+from jielong.train.objectives import next_token, next_token_of_experts, translation
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +108,25 @@ def test_the_balance_loss_balances() -> None:
         optimizer.step()
         peaks.append(metrics["router_peak"].item() / batch.num_units)
     assert peaks[0] > 0.9 and peaks[-1] < 0.5
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("bias", [False, True])
+def test_translation_is_torchs_smoothed_cross_entropy(bias: bool, smoothing: float) -> None:
+    config = ModelConfig(
+        vocab_size=30, max_length=24, width=32, encoder_layers=1, decoder_layers=1, num_heads=2, num_kv_heads=2,
+        head_size=16, ffn_width=48, logit_bias=bias,
+    )  # fmt: skip
+    made = Transformer(config).double()
+    made.init_weights(torch.Generator().manual_seed(0))
+    batch = pair_batch([[3, 4, 5], [6, 7, 8, 9, 4]], [[1, 9, 8, 2], [1, 5, 2]])
+    logits = made(batch.tokens, batch.segments, source=batch.source, source_segments=batch.source_segments)[:, :-1]
+    told, labels = logits[batch.mask[:, 1:]], batch.tokens[:, 1:][batch.mask[:, 1:]]
+    wanted = F.cross_entropy(told, labels, label_smoothing=smoothing, reduction="sum")
+    plain = F.cross_entropy(told, labels, reduction="sum")
+    expected = torch.autograd.grad(wanted, list(made.parameters()))
+    loss, metrics = translation(smoothing)(made, batch)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5) and batch.num_units == 5
+    assert metrics["label_nats"].item() == pytest.approx(plain.item(), rel=1e-5)
+    for found, gradient in zip(torch.autograd.grad(3 * loss, list(made.parameters())), expected, strict=True):
+        torch.testing.assert_close(found, 3 * gradient, rtol=1e-4, atol=1e-5)

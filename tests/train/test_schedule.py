@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +43,14 @@ def test_decay_longer_than_the_rest_begins_after_warm_up() -> None:
 
 def test_constant_stays() -> None:
     assert rates("constant", [4, 11, 500]) == [1.0, 1.0, 1.0]
+
+
+def test_noam_is_the_papers_formula() -> None:
+    width, warmup = 512, 4000
+    for step in (1, 17, 4000, 4001, 100_000):  # counted from 1, as there
+        paper = width**-0.5 * min(step**-0.5, step * warmup**-1.5)
+        ours = multiplier(step - 1, kind="noam", warmup_steps=warmup - 1, num_steps=100_000)
+        assert ours / math.sqrt(width * warmup) == pytest.approx(paper)
 
 
 def test_warm_up_may_take_all_steps() -> None:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from jielong import __version__
-from jielong.cli import exporting, feedback, looking, studies
+from jielong.cli import exporting, feedback, looking, studies, translating
 from jielong.config import wants_traceback
 from jielong.errors import JielongError, UsageError
 from jielong.launch import relaunch_with_allocator
@@ -296,6 +296,7 @@ def evaluate(
         print_table(table, console())
 
 
+app.command(epilog=translating.EXAMPLES)(translating.translate)
 app.command(epilog=looking.EXAMPLES)(looking.lens)
 app.command(epilog=exporting.EXAMPLES)(exporting.export)
 app.command(epilog=feedback.EXAMPLES)(feedback.feedback)

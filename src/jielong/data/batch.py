@@ -33,6 +33,7 @@ class Batch:
     tokens: (B, T) int64, the truth. mask: (B, T) bool, which tokens are scored; never the first token of a segment,
     never padding. segments: (B, T) int32, 0 = padding, k = k-th document of the row; attention stays inside a segment.
     num_units: what the loss is averaged over; for a language model mask.sum().
+    source, source_segments: (B, S) int64 and int32, what tokens translate; None but for an encoder-decoder.
     Raises ValueError when shapes or dtypes are wrong.
     """
 
@@ -40,20 +41,29 @@ class Batch:
     mask: Tensor
     segments: Tensor
     num_units: int
+    source: Tensor | None = None
+    source_segments: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = _matrix_shape("tokens", self.tokens)
         _check("tokens", self.tokens, torch.int64, shape)
         _check("mask", self.mask, torch.bool, shape)
         _check("segments", self.segments, torch.int32, shape)
+        if self.source is not None and self.source_segments is not None:
+            source_shape = _matrix_shape("source", self.source)
+            _check("source", self.source, torch.int64, (shape[0], source_shape[1]))
+            _check("source_segments", self.source_segments, torch.int32, source_shape)
+        elif self.source is not None or self.source_segments is not None:
+            raise ValueError("source and source_segments belong together; one of them is None")
         if self.num_units < 0:
             raise ValueError(f"num_units is {self.num_units}, must not be negative")
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
-        return replace(
-            self, tokens=self.tokens.to(device), mask=self.mask.to(device), segments=self.segments.to(device)
-        )
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in self.__dict__.items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)

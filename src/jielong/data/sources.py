@@ -47,6 +47,7 @@ class Source:
     field: the column or key that holds the text (a list of strings is joined by newlines).
     split: for txt, what one document is: the whole "file", a "paragraph" (blank lines between) or a "line".
     language: what all documents of this source are written in, when that is known.
+    languages: of parallel text in one file, those of its columns or keys; see data/pairs.py.
     limit_documents: read only the first so many.
     """
 
@@ -59,6 +60,7 @@ class Source:
     field: str = "text"
     split: str = "file"
     language: str = ""
+    languages: tuple[str, ...] = ()
     limit_documents: int | None = None
 
     def __post_init__(self) -> None:
@@ -71,6 +73,11 @@ class Source:
                 raise UsageError(f"source {self.name!r}: {key} = {value!r} is not one of {', '.join(legal)}{close}")
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):
             raise UsageError(f"source {self.name!r}: sha256 = {self.sha256!r} is not 64 hexadecimal digits")
+        if self.languages and (len(set(self.languages)) < 2 or self.language):
+            raise UsageError(
+                f"source {self.name!r}: languages = {list(self.languages)} with language = {self.language!r}; a file "
+                "of pairs has two or more languages, and no single one"
+            )
         if self.limit_documents is not None and self.limit_documents < 1:
             raise UsageError(f"source {self.name!r}: limit_documents = {self.limit_documents} must be at least 1")
 

@@ -77,9 +77,13 @@ class KeyValueCache:
         same_sources: row i of the new order has the source of row i of the old one, as where the beams of one sentence
         change places, so that what cross-attention reads may stay.
         """
+        if len(rows) == len(self.lengths):  # as at each step of a beam: only what is in use need move
+            for buffer in (*self.keys, *self.values):
+                buffer[:, :, : self._longest] = buffer[:, :, : self._longest].index_select(0, rows)
+        else:
+            self.keys = [buffer[rows] for buffer in self.keys]
+            self.values = [buffer[rows] for buffer in self.values]
         self.lengths = self.lengths[rows]
-        self.keys = [buffer[rows] for buffer in self.keys]
-        self.values = [buffer[rows] for buffer in self.values]
         if not same_sources:
             self.sources = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.sources.items()}
         self._longest = int(self.lengths.max()) if len(rows) else 0

@@ -105,9 +105,32 @@ def build_norm(config: ModelConfig) -> RMSNorm | LayerNorm:
     return _NORMS[config.norm](config.width, config.norm_eps)
 
 
+class Dropout(nn.Module):
+    """Zero for a share of the numbers while training, and the rest scaled so that the mean stays.
+
+    On a CPU a number is decided by one random byte, eight of which come from one draw of torch's generator: the share
+    is then the nearest of 256, and the scale its own. A draw for each number takes a seventh of a translator's step.
+    Source: Srivastava et al. 2014.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+        self.threshold = min(255, max(1, round(256 * probability)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.probability)
+        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.threshold
+        return x * kept.to(x.dtype).mul_(256 / (256 - self.threshold))
+
+
 def build_dropout(probability: float) -> Callable[[Tensor], Tensor]:
     """A dropout module, or the identity, which costs nothing."""
-    return nn.Dropout(probability) if probability else identity
+    return Dropout(probability) if probability else identity
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ M is the number of scored tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +83,78 @@ def hidden_logprobs(
     )
     zeros = torch.zeros(mask.shape, device=mask.device)
     return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, spread) if entropy else None
+
+
+def smoothed_nats(
+    model: HasHead, hidden: Tensor, tokens: Tensor, mask: Tensor, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """(loss, nats) of the scored tokens, both summed: cross-entropy with smoothed labels, and without smoothing.
+
+    Of each label, `smoothing` is spread over the whole vocabulary, its own token included: F.cross_entropy's
+    label_smoothing. hidden (B, T, D); tokens, mask (B, T) as for `hidden_logprobs`. Only the first has a gradient.
+    Source: Szegedy et al. 2016, arXiv:1512.00567, section 7; tensor2tensor spreads over the other tokens alone.
+    """
+    tellers = hidden[:, :-1][mask[:, 1:]]  # (M, D)
+    autocast = torch.is_autocast_enabled(hidden.device.type)
+    dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else hidden.dtype
+    weight = model.unembed_weight.to(dtype)
+    loss, nats = _SmoothedNats.apply(tellers.to(dtype), weight, model.logit_bias, tokens[:, 1:][mask[:, 1:]], smoothing)
+    return loss, nats
+
+
+class HasHead(Protocol):
+    """What gives logits: h W^T + b."""
+
+    @property
+    def unembed_weight(self) -> Tensor: ...  # (V, D)
+
+    @property
+    def logit_bias(self) -> Tensor | None: ...  # (V,)
+
+
+class _SmoothedNats(torch.autograd.Function):
+    """The sums of `smoothed_nats`; hidden (M, D), weight (V, D), bias (V,) or None, targets (M,) int64.
+
+    dloss / dz = softmax(z) - (1 - e) onehot(y) - e / V is at hand with the loss, and a sum scales all of it alike, so
+    the gradients are made on the way forward and no probability is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        vocab_size, learns = weight.shape[0], any(ctx.needs_input_grad)
+        loss, nats = torch.zeros((), device=hidden.device), torch.zeros((), device=hidden.device)
+        d_hidden = torch.empty_like(hidden) if learns else None
+        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if learns else None
+        d_bias = torch.zeros(vocab_size, device=weight.device) if learns and bias is not None else None
+        for rows in _chunks(hidden.shape[0], vocab_size, hidden.device):
+            logits, probabilities, normaliser = _distribution(hidden[rows], weight, bias)
+            chosen = targets[rows, None]
+            own = normaliser - logits.gather(1, chosen)  # (m, 1), -log p of the label
+            nats += own.sum()
+            loss += (1 - smoothing) * own.sum() + smoothing * (normaliser.sum() - logits.sum() / vocab_size)
+            if d_hidden is None or d_weight is None:
+                continue
+            # p - 1 from the log-probability, which in bfloat16 would be 0 for a p near 1
+            at_label = torch.expm1(-own) + smoothing * (1 - 1 / vocab_size)
+            d_logits = probabilities.sub_(smoothing / vocab_size).scatter_(1, chosen, at_label)
+            if d_bias is not None:
+                d_bias += d_logits.sum(dim=0)
+            narrow = d_logits.to(hidden.dtype)
+            d_hidden[rows] = narrow @ weight
+            d_weight += narrow.t() @ hidden[rows]
+        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        ctx.dtype = weight.dtype
+        ctx.mark_non_differentiable(nats)
+        return loss, nats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+        d_hidden, d_weight, d_bias = ctx.saved_tensors
+        scaled = None if d_bias is None else d_bias * gradient
+        return (d_hidden * gradient).to(d_hidden.dtype), (d_weight * gradient).to(ctx.dtype), scaled, None, None
 
 
 class _LinearLogprobs(torch.autograd.Function):

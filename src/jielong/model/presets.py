@@ -79,6 +79,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "transformer-big": dict(
         TRANSFORMER, width=1024, num_heads=16, num_kv_heads=16, ffn_width=4096, embedding_scale=32.0, dropout=0.3
     ),
+    # Ours, for small corpora: the same model with fewer, narrower layers; tiny for tens of thousands of sentences.
+    "transformer-tiny": dict(
+        TRANSFORMER, vocab_size=8000, max_length=256, encoder_layers=4, decoder_layers=4, width=128, num_heads=4,
+        num_kv_heads=4, head_size=32, ffn_width=256, embedding_scale=128**0.5, dropout=0.3,
+    ),
+    "transformer-small": dict(
+        TRANSFORMER, vocab_size=8000, max_length=256, encoder_layers=4, decoder_layers=4, width=256, num_heads=4,
+        num_kv_heads=4, ffn_width=1024, embedding_scale=16.0, dropout=0.1,
+    ),
     # Section 3, "BERT-BASE" and "BERT-LARGE".
     "bert-base": dict(BERT, width=768, encoder_layers=12, num_heads=12, num_kv_heads=12, ffn_width=3072),
     "bert-large": dict(BERT, width=1024, encoder_layers=24, num_heads=16, num_kv_heads=16, ffn_width=4096),
@@ -207,3 +216,9 @@ def is_decoder(name: str) -> bool:
     """Whether the preset is one that continues text: no encoder, logits over the vocabulary."""
     preset = PRESETS[name]
     return not preset.get("encoder_layers") and preset.get("head", "lm") == "lm"
+
+
+def is_translator(name: str) -> bool:
+    """Whether the preset has two stacks, one to read and one to write."""
+    preset = PRESETS[name]
+    return preset.get("encoder_layers", 0) > 0 and preset["decoder_layers"] > 0

@@ -218,6 +218,10 @@ class Transformer(HeadedModel):
         layers, norm = (self.layers, self.norm) if causal else (self.encoder, self.encoder_norm)
         return self._through(layers, norm, x, context)
 
+    def hidden_of(self, tokens: Tensor, segments: Tensor, memory: Tensor, memory_segments: Tensor) -> Tensor:
+        """`hidden` of targets beside their sources, as a translator learns them."""
+        return self.hidden(tokens, segments, None, memory, memory_segments)
+
     def residuals(self, tokens: Tensor) -> Iterator[Tensor]:
         """The residual stream of a decoder, (B, T, D) each: the embedded tokens, then what each layer leaves.
 

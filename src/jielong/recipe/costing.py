@@ -143,6 +143,16 @@ def _pretrain(settings: Any, state: _State) -> dict[str, Any]:
     return _training(state.model, round(tokens), batch_tokens, state.training_rate)
 
 
+def _translate(settings: Any, state: _State) -> dict[str, Any]:
+    """A token of the target beside one of the source; rows are as long as batch_tokens lets them be, at most."""
+    state.model = model_config(settings.model.sizes(), state.vocab_size, settings.context_tokens)
+    if settings.num_steps is None:
+        memory = training_memory_bytes(state.model, settings.batch_tokens, settings.context_tokens)
+        return {"memory_bytes": memory}
+    tokens = settings.num_steps * settings.accumulate * settings.batch_tokens
+    return _training(state.model, tokens, settings.batch_tokens, state.training_rate)
+
+
 def _sft(settings: Any, state: _State) -> dict[str, Any]:
     if state.model is None:
         return {}  # it starts from a folder
@@ -242,6 +252,7 @@ ESTIMATES: dict[str, Callable[[Any, _State], dict[str, Any]]] = {
     "curate": _curate,
     "tokenizer": _tokenizer,
     "pretrain": _pretrain,
+    "translate": _translate,
     "sft": _sft,
     "reward": _reward,
     "ppo": _policy,

@@ -6,8 +6,9 @@ import re
 from typing import TYPE_CHECKING
 
 from jielong.config import Settings
+from jielong.data.pairs import couples
 from jielong.data.world.world import SKILLS
-from jielong.errors import RecipeError, nearest
+from jielong.errors import RecipeError, UsageError, nearest
 from jielong.recipe.promotion import check_promotion
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ NEEDS = {
     "curate": (),
     "tokenizer": ("curate",),
     "pretrain": ("curate", "tokenizer"),
+    "translate": ("tokenizer",),
     "sft": ("pretrain",),
     "reward": ("sft",),
     "ppo": ("sft", "reward"),
@@ -55,6 +57,8 @@ def crosscheck(recipe: Recipe, where: str) -> None:
 def _check_order(stage: Stage, before: tuple[Stage, ...], after: tuple[Stage, ...], here: str) -> None:
     earlier = {other.kind for other in before}
     needs = NEEDS[stage.kind]
+    if stage.kind == "tokenizer" and stage.settings.sources:
+        needs = ()
     if stage.kind == "sft" and stage.settings.model is not None:
         if "pretrain" in earlier:
             raise RecipeError(
@@ -113,17 +117,42 @@ def _check_sources(recipe: Recipe, where: str) -> None:
                     f"[data.sources.{name}]{hint} (legal: {', '.join(legal)})"
                 )
         optional = stage.kind in ("reward", "dpo") and stage.settings.votes is not None
-        optional = optional or (stage.kind == "dpo" and stage.settings.comparisons is not None)
+        optional = (
+            optional or stage.kind == "tokenizer" or (stage.kind == "dpo" and stage.settings.comparisons is not None)
+        )
         if "sources" in type(stage.settings).model_fields and not _sources(stage) and not optional:
             raise RecipeError(f"{where} [{stage.name}]: sources is empty; name one or more of {', '.join(legal)}")
+        if stage.kind in ("translate", "tokenizer"):
+            _check_pairs(recipe, stage, f"{where} [{stage.name}]")
     used = {name for stage in recipe.stages for name in _sources(stage)}
     for name in declared:
         if name not in used:
             raise RecipeError(f"{where} [data.sources.{name}]: no stage names it in its sources, so it has no effect")
 
 
+def _check_pairs(recipe: Recipe, stage: Stage, here: str) -> None:
+    """Parallel text: the language pair is there on both occasions, and what measures is not learned from."""
+    settings = stage.settings
+    if "world" in _sources(stage):
+        raise RecipeError(f'{here}: sources names "world", which holds no sentence pairs; name files of parallel text')
+    if stage.kind == "tokenizer":
+        return
+    for key in ("sources", "validation"):
+        names = settings.__dict__[key]
+        if not names:
+            raise RecipeError(f"{here}: {key} is empty; name the sources that hold its pairs")
+        try:
+            couples([recipe.source(name) for name in names], (settings.from_language, settings.to_language))
+        except UsageError as error:
+            raise RecipeError(f"{here}: {key}: {error}") from None
+    both = sorted(set(settings.sources) & set(settings.validation))
+    if both:
+        raise RecipeError(f"{here}: validation names {', '.join(both)}, which sources has too; hold other pairs out")
+
+
 def _sources(stage: Stage) -> tuple[str, ...]:
-    return stage.settings.sources if "sources" in type(stage.settings).model_fields else ()
+    fields = type(stage.settings).model_fields
+    return tuple(name for key in ("sources", "validation") if key in fields for name in stage.settings.__dict__[key])
 
 
 def _check_world(recipe: Recipe, where: str) -> None:

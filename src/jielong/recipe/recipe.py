@@ -29,6 +29,7 @@ from jielong.recipe.settings import (
     TokenizerSettings,
     VotesSettings,
 )
+from jielong.recipe.translate import TranslateSettings
 from jielong.runtime import derive_seed
 
 SHARED_TABLES = ("run", "data")
@@ -36,6 +37,7 @@ STAGE_SETTINGS: dict[str, type[Settings]] = {
     "curate": CurateSettings,
     "tokenizer": TokenizerSettings,
     "pretrain": PretrainSettings,
+    "translate": TranslateSettings,
     "sft": SftSettings,
     "reward": RewardSettings,
     "ppo": PpoSettings,
@@ -96,8 +98,9 @@ class Recipe:
 
 
 def stage_sources(stage: Stage) -> tuple[str, ...]:
-    """The names in the stage's `sources`; () for kinds without."""
-    return tuple(stage.settings.sources) if "sources" in type(stage.settings).model_fields else ()
+    """The names in the stage's `sources` and `validation`; () for kinds without."""
+    fields = type(stage.settings).model_fields
+    return tuple(name for key in ("sources", "validation") if key in fields for name in stage.settings.__dict__[key])
 
 
 def stage_votes(stage: Stage) -> VotesSettings | None:

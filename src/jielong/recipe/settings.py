@@ -75,6 +75,7 @@ class SourceSettings(Settings):
     field: str = "text"
     split: str = "file"
     language: str = ""
+    languages: Names = ()  # of a file of pairs: its columns, or the keys of its records
     limit_documents: Count | None = None
 
     @model_validator(mode="after")
@@ -137,19 +138,19 @@ class TokenizerSettings(Settings):
 
     vocab_size: Annotated[int, Field(ge=263)]
     max_megabytes: Positive = 100.0  # of text to train on
+    sources: Names = ()  # of parallel text, all languages together; without them what [curate] kept
 
 
-class Optimisation(Settings):
-    """How a stage trains: an optimizer, a schedule, and exactly one of num_steps and epochs."""
+class Learning(Settings):
+    """How a stage trains, whatever its batches are: an optimizer, a schedule, one of num_steps and epochs."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices inside layers, AdamW for the rest
     learning_rate: Positive  # AdamW's
     matrix_learning_rate: Positive = 0.02  # Muon's
-    batch_rows: Count
-    accumulate: Count = 1  # micro-batches of batch_rows rows a step
+    accumulate: Count = 1  # micro-batches a step
     num_steps: Count | None = None
     epochs: Positive | None = None
-    schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "wsd", "linear", "constant", "noam"] = "cosine"
     warmup_steps: NotNegative = 0
     final_fraction: Fraction = 0.1  # of the learning rate, at the last step
     decay_fraction: Fraction = 0.2  # of the steps, for "wsd"
@@ -161,7 +162,7 @@ class Optimisation(Settings):
     checkpoint_every: Count = 200  # steps
 
     @model_validator(mode="after")
-    def _check(self) -> Optimisation:
+    def _check(self) -> Learning:
         if (self.num_steps is None) == (self.epochs is None):
             raise ValueError("set exactly one of num_steps and epochs")
         if self.num_steps is not None and self.warmup_steps >= self.num_steps:
@@ -172,8 +173,9 @@ class Optimisation(Settings):
         fields = type(self).model_fields
         if self.optimizer != "muon" and self.matrix_learning_rate != fields["matrix_learning_rate"].default:
             raise ValueError("matrix_learning_rate has no effect with optimizer = 'adamw', but with 'muon'; delete it")
-        if self.schedule == "constant" and self.final_fraction != fields["final_fraction"].default:
-            raise ValueError("final_fraction has no effect with schedule = 'constant'; delete it")
+        endless = self.schedule in ("constant", "noam")
+        if endless and self.final_fraction != fields["final_fraction"].default:
+            raise ValueError(f"final_fraction has no effect with schedule = '{self.schedule}'; delete it")
         if self.schedule != "wsd" and self.decay_fraction != fields["decay_fraction"].default:
             raise ValueError(
                 f"decay_fraction has no effect with schedule = '{self.schedule}', but with 'wsd'; delete it"
@@ -183,6 +185,12 @@ class Optimisation(Settings):
     def steps(self, num_steps_per_epoch: int) -> int:
         """Optimizer steps in all."""
         return self.num_steps or max(1, round((self.epochs or 0.0) * num_steps_per_epoch))
+
+
+class Optimisation(Learning):
+    """How a stage trains on rows."""
+
+    batch_rows: Count  # of one micro-batch
 
 
 class PretrainSettings(Optimisation):

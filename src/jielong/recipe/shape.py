@@ -1,4 +1,4 @@
-"""What [STAGE.model] may say: a decoder by its preset, by its sizes, or by a preset with some fields put otherwise.
+"""What [STAGE.model] may say: a model by its preset, by its sizes, or by a preset with some fields put otherwise.
 
 The fields are ModelConfig's own, which explains them and checks their values; a new one there is a new key here.
 """
@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_origin, get_type_hints
 
 from pydantic import Field, create_model, model_validator
 
 from jielong.config import Settings
 from jielong.errors import ModelError, nearest
 from jielong.model.config import ModelConfig
-from jielong.model.presets import PRESETS, is_decoder
+from jielong.model.presets import PRESETS, is_decoder, is_translator
 
 # Not for a recipe to say: the data decide the first two, the kind of stage those that make another thing of a decoder.
 # rope_scaling stretches a model that has been trained; a new one is trained with the context that it is to have.
@@ -41,13 +42,23 @@ else:
     ModelFields = _fields_model()
 
 
-class ModelSettings(ModelFields):
-    """[STAGE.model]: a preset, explicit sizes, or a preset with some fields put differently."""
+class Shape(ModelFields):
+    """What the tables of all kinds of model share: a preset, sizes, or a preset with some fields put differently.
+
+    FITS: the presets for a kind, NEEDS: sizes that it must say.
+
+    LACKS: what another preset lacks to be of the kind.
+    """
+
+    FITS: ClassVar[Callable[[str], bool]]
+    NEEDS: ClassVar[tuple[str, ...]]
+    EXAMPLE: ClassVar[str]
+    LACKS: ClassVar[str]
 
     preset: str | None = None
 
     @model_validator(mode="after")
-    def _check(self) -> ModelSettings:
+    def _check(self) -> Shape:
         if self.preset is not None:
             self._check_preset(self.preset)
         else:
@@ -63,16 +74,16 @@ class ModelSettings(ModelFields):
         return {name: value for name, value in self if name != "preset" and value is not None}
 
     def _check_preset(self, preset: str) -> None:
-        decoders = [name for name in PRESETS if is_decoder(name)]
+        fitting = [name for name in PRESETS if type(self).FITS(name)]
         if preset not in PRESETS:
-            guess = nearest(preset, decoders)
+            guess = nearest(preset, fitting)
             hint = f"; did you mean '{guess}'?" if guess else ""
-            raise ValueError(f"preset '{preset}' is not known{hint} (legal: {', '.join(decoders)})")
-        if preset not in decoders:
-            layers = PRESETS[preset]["encoder_layers"]
+            raise ValueError(f"preset '{preset}' is not known{hint} (legal: {', '.join(fitting)})")
+        if preset not in fitting:
+            layers = PRESETS[preset].get("encoder_layers", 0)
             raise ValueError(
-                f"preset '{preset}' is no decoder, which this stage trains: it has {layers} encoder layers "
-                f"(legal: {', '.join(decoders)})"
+                f"preset '{preset}' is no {self.LACKS}, which this stage trains: it has {layers} encoder layers "
+                f"(legal: {', '.join(fitting)})"
             )
         usual = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
         for name, value in self._given().items():
@@ -81,9 +92,9 @@ class ModelSettings(ModelFields):
 
     def _check_sizes(self) -> None:
         given = self._given()
-        missing = [name for name in ("width", "decoder_layers", "num_heads") if name not in given]
+        missing = [name for name in self.NEEDS if name not in given]
         if missing:
-            raise ValueError(f"wants a preset, for example 'jie-s', or sizes; missing: {', '.join(missing)}")
+            raise ValueError(f"wants a preset, for example '{self.EXAMPLE}', or sizes; missing: {', '.join(missing)}")
         for name in ("width", "num_heads"):
             if given[name] < 1:
                 raise ValueError(f"{name} is {given[name]}; it must be a whole number, 1 or more")
@@ -115,3 +126,29 @@ class ModelSettings(ModelFields):
             "ffn_width": math.ceil(given["width"] * 8 / 3 / 32) * 32 if gated else 4 * given["width"],
         }
         return {**derived, **given}
+
+
+class ModelSettings(Shape):
+    """[STAGE.model] of a decoder: a preset, explicit sizes, or a preset with some fields put differently."""
+
+    FITS = is_decoder
+    NEEDS = ("width", "decoder_layers", "num_heads")
+    EXAMPLE = "jie-s"
+    LACKS = "decoder"
+
+
+class TranslatorSettings(Shape):
+    """[translate.model]: an encoder and a decoder, likewise."""
+
+    FITS = is_translator
+    NEEDS = ("width", "encoder_layers", "decoder_layers", "num_heads")
+    EXAMPLE = "transformer-small"
+    LACKS = "encoder-decoder"
+
+    encoder_layers: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _check_stacks(self) -> TranslatorSettings:
+        if not self.sizes().get("decoder_layers"):
+            raise ValueError("decoder_layers is 0; a translator has two stacks, one to read and one to write")
+        return self

@@ -10,11 +10,12 @@ from jielong.report.curves import draw
 from jielong.report.markup import figures_table, folded, label, mark, number, section, table, text
 from jielong.report.panels import panels
 
-MODELS = ("base", "sft", "best_of_n", "dpo", "grpo", "ppo")
+MODELS = ("base", "sft", "best_of_n", "dpo", "grpo", "ppo", "reference", "translation")
 TITLES = {
     "curate": "Curation",
     "tokenizer": "Tokenizer",
     "pretrain": "Pre-training",
+    "translate": "Translation",
     "sft": "Instruction tuning",
     "reward": "Reward model",
     "ppo": "PPO",
@@ -197,6 +198,7 @@ HIGHLIGHTS = {
         "mfu",
         "tokens_seen",
     ),
+    "translate": ("bleu", "greedy_bleu", "chrf", "heldout_loss_nats", "epoch_seconds", "padding_share"),
     "sft": ("heldout_loss_nats", "end_of_turn_rate", "conversations"),
     "reward": ("heldout_accuracy", "length_baseline_accuracy", "noise_ceiling_accuracy", "comparisons"),
     "ppo": _POLICY,

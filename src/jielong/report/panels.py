@@ -17,6 +17,12 @@ def panels(kind: str, metrics: Metrics, figures: dict[str, Any]) -> list[Panel]:
             _likelihood(metrics, figures),
             Panel("tokens per second", _with_mean("mean", metrics, "tokens_per_second")),
         ]
+    elif kind == "translate":
+        lines = [*_with_mean("training", metrics, "label_nats"), *_line("validation", metrics, "heldout_loss_nats")]
+        found = [
+            Panel("loss on the targets, nats a token", lines),
+            Panel("BLEU of greedy translations", _line("validation", metrics, "watched_bleu")),
+        ]
     elif kind == "sft":
         lines = [*_with_mean("training", metrics, "loss_nats"), *_line("held-out", metrics, "heldout_loss_nats")]
         found = [Panel("loss on the replies, nats a token", lines)]

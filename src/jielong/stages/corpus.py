@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from jielong.data.curate import curate
+from jielong.data.pairs import read_sentences
 from jielong.data.sources import Document, read_documents
 from jielong.data.world import SKILLS
 from jielong.errors import DataError
@@ -15,6 +16,8 @@ from jielong.recipe.settings import MAX_QUESTIONS_PER_SKILL
 from jielong.stages.context import Context, read_jsonl, write_json, write_jsonl
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
+
+MEASURED = 51  # odd, so that where two languages take turns both are measured
 
 
 def evaluation_questions(context: Context, num: int) -> dict[str, list[dict[str, Any]]]:
@@ -102,10 +105,9 @@ def _split(document: Document, settings: Any, divisible: Container[str]) -> Iter
 
 
 def run_tokenizer(context: Context) -> dict[str, Any]:
-    """Train a byte-level BPE on the curated documents and measure it on the held-out ones."""
+    """Train a byte-level BPE on text that is kept, or on pairs, and measure it on text that it was not trained on."""
     settings = context.settings
-    corpus = context.folder_of("curate")
-    texts = [record["text"] for record in read_jsonl(corpus / "documents.jsonl")]
+    texts, heldout = _sentences(context) if settings.sources else _kept_text(context)
     budget, sample = int(settings.max_megabytes * 1e6), []
     for text in texts:
         sample.append(text)
@@ -116,12 +118,12 @@ def run_tokenizer(context: Context) -> dict[str, Any]:
     tokenizer.save(context.folder / "model")
     sizes: dict[str, list[int]] = {}
     exact = True
-    for record in read_jsonl(corpus / "heldout.jsonl"):
-        ids = tokenizer.encode(record["text"])
-        exact = exact and tokenizer.decode(ids) == record["text"]
-        for key in ("all", record["language"] or "unknown"):
+    for text, language in heldout:
+        ids = tokenizer.encode(text)
+        exact = exact and tokenizer.decode(ids) == text
+        for key in ("all", language or "unknown"):
             counts = sizes.setdefault(key, [0, 0])
-            counts[0] += len(record["text"].encode())
+            counts[0] += len(text.encode())
             counts[1] += len(ids)
     return {
         "vocab_size": tokenizer.vocab_size,
@@ -129,3 +131,19 @@ def run_tokenizer(context: Context) -> dict[str, Any]:
         "round_trip_exact": exact,
         "training_documents": len(sample),
     }
+
+
+def _kept_text(context: Context) -> tuple[list[str], list[tuple[str, str]]]:
+    """Curated documents, and (text, language) of the held-out ones."""
+    corpus = context.folder_of("curate")
+    texts = [record["text"] for record in read_jsonl(corpus / "documents.jsonl")]
+    heldout = [(record["text"], record["language"]) for record in read_jsonl(corpus / "heldout.jsonl")]
+    return texts, heldout
+
+
+def _sentences(context: Context) -> tuple[list[str], list[tuple[str, str]]]:
+    """Sentences of parallel text, all languages together; every so manieth measures and is not learned from."""
+    found = [pair for name in context.settings.sources for pair in read_sentences(context.source(name), context.root)]
+    if len(found) < 2:
+        raise DataError(f"[{context.name}] sources {list(context.settings.sources)} hold no sentences to learn from")
+    return [text for index, (text, _) in enumerate(found) if index % MEASURED], found[::MEASURED]

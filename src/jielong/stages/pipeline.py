@@ -38,6 +38,7 @@ from jielong.stages.instruction import run_sft
 from jielong.stages.preferences import run_best_of_n, run_dpo
 from jielong.stages.pretraining import run_pretrain
 from jielong.stages.promotion import run_promote
+from jielong.stages.translation import run_translate
 from jielong.stages.votes import check_votes, keep_votes
 from jielong.train.parallel import check_agreement, joined, wait_for_all
 
@@ -50,6 +51,7 @@ STAGES: dict[str, Callable[[Context], dict[str, Any]]] = {
     "curate": run_curate,
     "tokenizer": run_tokenizer,
     "pretrain": run_pretrain,
+    "translate": run_translate,
     "sft": run_sft,
     "reward": run_reward,
     "ppo": run_policy,

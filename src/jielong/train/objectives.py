@@ -12,7 +12,8 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from jielong.data.batch import Batch
-from jielong.model.logprobs import check_mask, hidden_logprobs, scored_logprobs
+from jielong.model.logprobs import check_mask, hidden_logprobs, scored_logprobs, smoothed_nats
+from jielong.model.recurrent import Recurrent
 from jielong.model.routing import Routing
 from jielong.model.transformer import Transformer
 
@@ -51,5 +52,22 @@ def next_token_of_experts(balance: float, router_z: float) -> Objective[Transfor
         loss_sum = -logprobs.sum() + batch.num_units * (balance * balance_loss + router_z * z_loss)
         metrics = {"router_balance": balance_loss, "router_z": z_loss, "router_peak": routing.shares().max()}
         return loss_sum, {name: batch.num_units * value.detach() for name, value in metrics.items()}
+
+    return objective
+
+
+def translation(smoothing: float) -> Objective[Transformer | Recurrent, Batch]:
+    """Cross-entropy of the target's tokens given the source, labels smoothed by `smoothing`; its unit is one of them.
+
+    metrics: label_nats, the negative log-likelihood without smoothing, which the loss can never fall to.
+    """
+
+    def objective(model: Transformer | Recurrent, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert batch.source is not None and batch.source_segments is not None
+        check_mask(batch.mask, batch.segments)
+        memory = model.encode(batch.source, batch.source_segments)
+        hidden = model.hidden_of(batch.tokens, batch.segments, memory, batch.source_segments)
+        loss, nats = smoothed_nats(model, hidden, batch.tokens, batch.mask, smoothing)
+        return loss, {"label_nats": nats}
 
     return objective

@@ -6,7 +6,7 @@ import math
 
 from jielong.errors import UsageError, nearest
 
-KINDS = ("cosine", "wsd", "linear", "constant")
+KINDS = ("cosine", "wsd", "linear", "constant", "noam")
 
 
 def multiplier(
@@ -26,18 +26,23 @@ def multiplier(
       linear    1 - (1 - final) x
       wsd       1 until the last `decay_fraction` of all steps, then a straight line to `final_fraction`
       constant  1; `final_fraction` and `decay_fraction` are not used
+      noam      sqrt((warmup_steps + 1) / (step + 1)), likewise
     `final_fraction` is what step `num_steps` would get, one past the last, so that a decay to 0 wastes no step; later
     steps stay there.
 
     Raises UsageError for a setting outside its range.
-    Source: cosine: Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, without restarts; warmup-stable-decay:
-    Hu et al. 2024, arXiv:2404.06395, section 4, with a linear decay.
+    Source: noam: Vaswani et al. 2017, arXiv:1706.03762, eq. 3, where steps count from 1, what is here
+    warmup_steps + 1 is the warm-up, and the peak is 1 / sqrt(D warm-up); cosine: Loshchilov and Hutter 2017,
+    arXiv:1608.03983, eq. 5, without restarts;
+    warmup-stable-decay: Hu et al. 2024, arXiv:2404.06395, section 4, with a linear decay.
     """
     _check(step, kind, warmup_steps, num_steps, final_fraction, decay_fraction)
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     if kind == "constant":
         return 1.0
+    if kind == "noam":
+        return math.sqrt((warmup_steps + 1) / (step + 1))
     begin = warmup_steps
     if kind == "wsd":
         begin = max(warmup_steps, num_steps - round(decay_fraction * num_steps))

@@ -1,0 +1,69 @@
+"""What beam search writes with: our translators, each with what it remembers of the rows it is writing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jielong.generate.beam import Decoder
+from jielong.generate.cache import KeyValueCache
+from jielong.model.recurrent import Recurrent
+from jielong.model.transformer import Transformer
+from jielong.runtime import Runtime
+
+TranslationModel = Transformer | Recurrent
+
+
+def begin_decoding(
+    model: TranslationModel, source: Tensor, segments: Tensor, beam: int, capacity: int, runtime: Runtime
+) -> Decoder:
+    """A decoder of B * beam rows that has read the sources, (B, S) ids and segments; capacity: most tokens of a row."""
+    source, segments = source.to(runtime.device), segments.to(runtime.device)
+    with runtime.autocast(), torch.inference_mode():
+        memory = model.encode(source, segments).repeat_interleave(beam, dim=0)
+        rows = segments.repeat_interleave(beam, dim=0)
+        if isinstance(model, Recurrent):
+            return _RecurrentDecoder(model, memory, rows)
+        return _TransformerDecoder(model, memory, rows, capacity, runtime)
+
+
+class _TransformerDecoder:
+    """Keys and values of what is written and of the sources stand in a cache."""
+
+    def __init__(self, model: Transformer, memory: Tensor, segments: Tensor, capacity: int, runtime: Runtime) -> None:
+        self._model, self._segments, self._runtime = model, segments, runtime
+        self._memory: Tensor | None = memory  # until the cache has read it
+        self._cache = KeyValueCache(model.config, len(memory), capacity, runtime.dtype, runtime.device)
+
+    def step(self, ids: Tensor) -> Tensor:
+        ids = ids.to(self._runtime.device)
+        with self._runtime.autocast():
+            hidden = self._model.hidden(ids[:, None], None, self._cache, self._memory, self._segments)
+            self._memory = None
+            self._cache.advance(torch.ones_like(ids))
+            return self._model.unembed(hidden[:, 0])
+
+    def select(self, rows: Tensor, same_sources: bool) -> None:
+        rows = rows.to(self._runtime.device)
+        self._cache.select(rows, same_sources)
+        if not same_sources:
+            self._segments = self._segments[rows]
+
+
+class _RecurrentDecoder:
+    """The state of the LSTM, and the sources encoded."""
+
+    def __init__(self, model: Recurrent, memory: Tensor, segments: Tensor) -> None:
+        self._model, self._memory, self._segments = model, memory, segments
+        self._state = model.begin(memory, segments)
+
+    def step(self, ids: Tensor) -> Tensor:
+        ids = ids.to(self._memory.device)
+        hidden, self._state = self._model.step(ids[:, None], self._state, self._memory, self._segments)
+        return self._model.unembed(hidden[:, 0])
+
+    def select(self, rows: Tensor, same_sources: bool) -> None:
+        rows = rows.to(self._memory.device)
+        self._state = self._state[0][:, rows].contiguous(), self._state[1][:, rows].contiguous()
+        if not same_sources:
+            self._memory, self._segments = self._memory[rows], self._segments[rows]

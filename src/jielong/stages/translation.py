@@ -1,0 +1,219 @@
+"""The stage `translate`: two stacks learn to turn the sentences of one language into those of another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from jielong.data.buckets import PairLoader, pair_batch
+from jielong.data.pairs import Pair, PairLedger, read_pairs, without
+from jielong.errors import DataError
+from jielong.evaluate.translation import bleu_by_length, corpus_scores
+from jielong.folder import save, save_recurrent_folder
+from jielong.generate.beam import BeamConfig
+from jielong.generate.decoders import TranslationModel
+from jielong.generate.translator import Translator, source_ids, start_id
+from jielong.model.config import ModelConfig
+from jielong.model.recurrent import Recurrent, RecurrentConfig
+from jielong.model.transformer import Transformer
+from jielong.runtime import derive_seed
+from jielong.stages.context import Context, write_json
+from jielong.stages.training import train
+from jielong.tensors import write_tensors
+from jielong.tokenizer import Tokenizer
+from jielong.train.objectives import translation
+
+NUM_SAMPLES = 24
+Encoded = tuple[list[list[int]], list[list[int]]]  # sources and targets, as the model reads them
+
+
+def run_translate(context: Context) -> dict[str, Any]:
+    """Train on the pairs, average the last weights, and measure on validation pairs that no training pair repeats."""
+    settings = context.settings
+    tokenizer = Tokenizer.load(context.folder_of("tokenizer") / "model")
+    training, validation, ledger = read_text(context)
+    encoded = encode(tokenizer, training, settings.context_tokens, ledger)
+    write_json(context.folder / "pairs.json", ledger.__dict__)
+    _tell(context, ledger)
+    heldout = encode(tokenizer, validation, settings.context_tokens, None)
+    loader = PairLoader(*encoded, settings.batch_tokens, context.seed, settings.accumulate)
+    model = build(context, tokenizer.vocab_size)
+    model.init_weights(context.runtime.generator(context.name, "weights"))
+    model.to(context.runtime.device)
+    watch = _Watch(context, model, tokenizer, validation, heldout)
+    torch.manual_seed(derive_seed(context.seed, "dropout"))  # a resumed run goes on with the state it left
+    num_steps = settings.steps(loader.num_steps_per_epoch)
+    objective = translation(settings.label_smoothing)
+    totals = train(context, model, objective, loader.batches, num_steps, watch.evaluate)
+    last = watch.evaluate(totals.steps)
+    watch.average()
+    folder, provenance = context.folder / "model", context.provenance(totals.steps)
+    if isinstance(model, Recurrent):
+        save_recurrent_folder(model, tokenizer, folder, provenance)
+    else:
+        save(model, tokenizer, folder, provenance)
+    context.progress.say(f"{context.name}: translating {len(validation)} validation sentences")
+    figures = watch.measure()
+    watch.clear()
+    epochs = totals.steps / loader.num_steps_per_epoch
+    return {
+        **figures,
+        "heldout_loss_nats": watch.loss(),
+        "last_heldout_loss_nats": last["heldout_loss_nats"],
+        "pairs": len(encoded[0]),
+        "validation_pairs": len(validation),
+        **{name: value for name, value in ledger.__dict__.items() if name != "named"},
+        "padding_share": loader.padding_share,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "epochs": epochs,
+        "epoch_seconds": totals.seconds / epochs,
+        "tokens_per_second": totals.tokens_per_second,
+        "steps": totals.steps,
+    }
+
+
+def read_text(context: Context) -> tuple[list[Pair], list[Pair], PairLedger]:
+    """(training pairs, validation pairs, what was left out). Raises DataError when either has none."""
+    settings, ledger = context.settings, PairLedger()
+    languages = settings.from_language, settings.to_language
+    sides = [[context.source(name) for name in names] for names in (settings.sources, settings.validation)]
+    validation = list(read_pairs(sides[1], context.root, languages, PairLedger()))
+    training = list(without(read_pairs(sides[0], context.root, languages, ledger), validation, ledger))
+    for what, pairs in (("sources", training), ("validation", validation)):
+        if not pairs:
+            raise DataError(
+                f"[{context.name}] {what} {list(settings.__dict__[what])} hold no pair "
+                f"({ledger.pairs_in} read, {ledger.empty} with an empty side, {ledger.contaminated} in validation)"
+            )
+    return training, validation, ledger
+
+
+def encode(tokenizer: Tokenizer, pairs: Sequence[Pair], most: int, ledger: PairLedger | None) -> Encoded:
+    """Ids of both sides. A pair of more than `most` tokens on a side is left out and counted in the ledger.
+
+    Without a ledger, as for validation, it is an error instead: a figure must be of all its sentences.
+    """
+    sources, targets = [], []
+    start, end = [start_id(tokenizer)], [tokenizer.eos_id or 0]
+    for text, translated in pairs:
+        source = source_ids(tokenizer, tokenizer.encode(text))
+        target = [*start, *tokenizer.encode(translated), *end]
+        longest = max(len(source), len(target))
+        if longest <= most:
+            sources.append(source)
+            targets.append(target)
+        elif ledger is not None:
+            ledger.too_long += 1
+        else:
+            raise DataError(
+                f"a validation pair has {longest} tokens and context_tokens is {most}; raise it: {text[:60]!r}"
+            )
+    if not sources:
+        raise DataError(f"all {len(pairs)} pairs have more than context_tokens = {most} tokens; raise it")
+    return sources, targets
+
+
+def build(context: Context, vocab_size: int) -> TranslationModel:
+    """The model that the settings name, without weights."""
+    settings = context.settings
+    sizes = settings.model.sizes()
+    if settings.architecture == "transformer":
+        return Transformer(ModelConfig(vocab_size=vocab_size, max_length=settings.context_tokens, **sizes))
+    width = settings.recurrent_width or sizes["width"]
+    config = RecurrentConfig(
+        vocab_size, settings.context_tokens, width, settings.recurrent_layers, sizes.get("dropout", 0.0)
+    )
+    return Recurrent(config)
+
+
+class _Watch:
+    """What is measured on the validation pairs, and the weights to be averaged, which each evaluation leaves."""
+
+    def __init__(
+        self, context: Context, model: TranslationModel, tokenizer: Tokenizer, pairs: list[Pair], heldout: Encoded
+    ) -> None:
+        self._context, self._model, self._pairs, self._heldout = context, model, pairs, heldout
+        self._settings = context.settings
+        self._snapshots = context.folder / "snapshots"
+        self._translator = Translator(model, tokenizer)
+        self._objective = translation(0.0)
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Loss on all validation pairs, BLEU of greedy translations of the first; keeps the weights of this step."""
+        path = self._snapshots / f"step-{step:06d}.safetensors"
+        write_tensors(path, {name: value.detach().cpu() for name, value in self._model.named_parameters()})
+        for old in self._files()[: -self._settings.average_last]:
+            old.unlink()
+        self._model.eval()
+        shown = self._pairs[: self._settings.watch_pairs]
+        scores = self._scores(self._translate(shown, 1), shown)
+        return {"heldout_loss_nats": self.loss(), "watched_bleu": scores["bleu"]}
+
+    @torch.no_grad()
+    def loss(self) -> float:
+        """Nats a token of the validation targets, end included, without smoothing."""
+        self._model.eval()
+        runtime, nats, units = self._context.runtime, 0.0, 0
+        order = sorted(range(len(self._heldout[0])), key=lambda index: len(self._heldout[1][index]))
+        for first in range(0, len(order), 64):
+            chosen = order[first : first + 64]
+            batch = pair_batch(*([side[index] for index in chosen] for side in self._heldout)).to(runtime.device)
+            with runtime.autocast():
+                nats += float(self._objective(self._model, batch)[0])
+            units += batch.num_units
+        return nats / units
+
+    def average(self) -> None:
+        """The model's weights become the mean of the last evaluations'."""
+        states = [load_file(path) for path in self._files()]
+        with torch.no_grad():
+            for name, parameter in self._model.named_parameters():
+                parameter.copy_(torch.stack([state[name].double() for state in states]).mean(dim=0))
+
+    def measure(self) -> dict[str, Any]:
+        """BLEU and chrF of all validation pairs, by beam search and greedily, and by the source's length."""
+        settings = self._settings
+        beamed, greedy = (self._translate(self._pairs, beam) for beam in (settings.beam, 1))
+        texts, references = ([pair[side] for pair in self._pairs] for side in (0, 1))
+        samples = [
+            {"prompt": text, "reference": reference, "translation": found}
+            for text, reference, found in zip(texts, references, beamed, strict=True)
+        ]
+        write_json(self._context.folder / "samples.json", samples[:NUM_SAMPLES])
+        return {
+            **self._scores(beamed, self._pairs),
+            "greedy_bleu": self._scores(greedy, self._pairs)["bleu"],
+            "bleu_by_source_words": bleu_by_length(texts, beamed, references, settings.to_language),
+            "averaged_evaluations": len(self._files()),
+        }
+
+    def clear(self) -> None:
+        """Remove the weights that were averaged."""
+        for path in self._files():
+            path.unlink()
+        self._snapshots.rmdir()
+
+    def _files(self) -> list[Path]:
+        return sorted(self._snapshots.glob("step-*.safetensors"))
+
+    def _translate(self, pairs: Sequence[Pair], beam: int) -> list[str]:
+        config = BeamConfig(beam, self._settings.length_penalty)
+        return [found[0].text for found in self._translator.translate([text for text, _ in pairs], config)]
+
+    def _scores(self, found: Sequence[str], pairs: Sequence[Pair]) -> dict[str, Any]:
+        return corpus_scores(found, [reference for _, reference in pairs], self._settings.to_language)
+
+
+def _tell(context: Context, ledger: PairLedger) -> None:
+    """Say what was left out of the training pairs, where anything was."""
+    for count, what in (
+        (ledger.empty, "with an empty side"),
+        (ledger.contaminated, f"that validation has, named in {context.folder / 'pairs.json'}"),
+        (ledger.too_long, f"longer than context_tokens = {context.settings.context_tokens}"),
+    ):
+        if count:
+            context.progress.say(f"{context.name}: {count} of {ledger.pairs_in} pairs left out: {what}")
