@@ -30,6 +30,10 @@ megabytes = 1
 path = "novels.txt"
 licence = "public domain"
 
+[data.sources.reviews]
+path = "reviews.jsonl"
+licence = "CC BY 4.0"
+
 [curate]
 sources = ["world", "novels"]
 heldout_fraction = 0.1
@@ -100,6 +104,25 @@ batch_rows = 2
 epochs = 1
 learning_rate = 1e-4
 max_new_tokens = 16
+
+[mlm]
+context_tokens = 64
+batch_rows = 4
+num_steps = 10
+learning_rate = 1e-3
+
+[mlm.model]
+width = 32
+encoder_layers = 2
+num_heads = 2
+
+[finetune]
+task = "classification"
+sources = ["reviews"]
+limit_examples = 40
+batch_rows = 4
+epochs = 1
+learning_rate = 1e-3
 
 [evaluate]
 questions_per_skill = 5

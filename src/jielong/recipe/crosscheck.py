@@ -23,9 +23,12 @@ NEEDS = {
     "grpo": ("sft", "reward"),
     "dpo": ("sft",),
     "best_of_n": ("sft", "reward"),
+    "mlm": ("curate", "tokenizer"),
+    "finetune": ("pretrain",),  # or mlm, or sft
     "evaluate": ("pretrain",),
 }
 POLICIES = ("ppo", "grpo")
+STARTERS = ("sft", "finetune")  # may start from a model folder that the recipe names
 STAGE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -51,12 +54,14 @@ def crosscheck(recipe: Recipe, where: str) -> None:
 def _check_order(stage: Stage, before: tuple[Stage, ...], after: tuple[Stage, ...], here: str) -> None:
     earlier = {other.kind for other in before}
     needs = NEEDS[stage.kind]
-    if stage.kind == "sft" and stage.settings.model is not None:
-        if "pretrain" in earlier:
+    if stage.kind in STARTERS and stage.settings.model is not None:
+        if stage.kind == "sft" and "pretrain" in earlier:
             raise RecipeError(
                 f"{here}: model = {stage.settings.model!r} would leave the pretrained model before it without effect; "
                 "delete model or the pretrain stage"
             )
+        needs = ()
+    if stage.kind == "finetune" and earlier & {"mlm", "sft"}:
         needs = ()
     if stage.kind in POLICIES and stage.settings.reward in ("verifiable", "http"):
         needs = ("sft",)
@@ -89,7 +94,7 @@ def _check_order(stage: Stage, before: tuple[Stage, ...], after: tuple[Stage, ..
             continue
         later = next((other.name for other in after if other.kind == kind), None)
         where_it_is = f"[{later}] stands after it; move it up" if later else f"there is none; add [{kind}]"
-        instead = " or set model to a model folder" if stage.kind == "sft" else ""
+        instead = " or set model to a model folder" if stage.kind in STARTERS else ""
         raise RecipeError(f"{here}: kind {stage.kind} needs a stage of kind {kind} before it; {where_it_is}{instead}")
 
 
@@ -100,7 +105,7 @@ def _check_sources(recipe: Recipe, where: str) -> None:
         raise RecipeError(f"{where} [data.sources.world]: world means the built-in corpus; choose another name")
     legal = ["world", *declared]
     for stage in recipe.stages:
-        for name in _sources(stage):
+        for name in named_sources(stage):
             if name not in legal:
                 guess = nearest(name, legal)
                 hint = f"; did you mean '{guess}'?" if guess else ""
@@ -109,26 +114,28 @@ def _check_sources(recipe: Recipe, where: str) -> None:
                     f"[data.sources.{name}]{hint} (legal: {', '.join(legal)})"
                 )
         optional = stage.kind == "dpo" and stage.settings.comparisons is not None
-        if "sources" in type(stage.settings).model_fields and not _sources(stage) and not optional:
+        if "sources" in type(stage.settings).model_fields and not stage.settings.sources and not optional:
             raise RecipeError(f"{where} [{stage.name}]: sources is empty; name one or more of {', '.join(legal)}")
-    used = {name for stage in recipe.stages for name in _sources(stage)}
+    used = {name for stage in recipe.stages for name in named_sources(stage)}
     for name in declared:
         if name not in used:
             raise RecipeError(f"{where} [data.sources.{name}]: no stage names it in its sources, so it has no effect")
 
 
-def _sources(stage: Stage) -> tuple[str, ...]:
-    return stage.settings.sources if "sources" in type(stage.settings).model_fields else ()
+def named_sources(stage: Stage) -> tuple[str, ...]:
+    """The names in the stage's `sources` and `test_sources`."""
+    fields = [name for name in ("sources", "test_sources") if name in type(stage.settings).model_fields]
+    return tuple(name for field in fields for name in stage.settings.__dict__[field])
 
 
 def _check_world(recipe: Recipe, where: str) -> None:
     """The world's amounts are set where they are needed, and only there."""
-    curates_world = any(stage.kind == "curate" and "world" in _sources(stage) for stage in recipe.stages)
+    curates_world = any(stage.kind == "curate" and "world" in named_sources(stage) for stage in recipe.stages)
     if curates_world and recipe.data.world is None:
         raise RecipeError(f'{where}: a curate stage reads "world"; say how much of it: [data.world] megabytes = 20')
     if recipe.data.world is not None and not curates_world:
         raise RecipeError(f'{where} [data.world]: no curate stage has "world" in its sources, so it has no effect')
-    asks_world = any("world" in _sources(stage) for stage in recipe.stages)
+    asks_world = any("world" in named_sources(stage) for stage in recipe.stages)
     for stage in recipe.stages:
         here, settings = f"{where} [{stage.name}]", stage.settings
         if stage.kind == "sft":
@@ -148,6 +155,8 @@ def _check_world(recipe: Recipe, where: str) -> None:
         if stage.kind in POLICIES and settings.reward == "verifiable":
             _refuse_changed(here, settings, "watch_every", "the gold curve is of stories, not of verified answers")
             _check_skills(here, settings.skills, asks_world)
+        if stage.kind == "finetune" and "world" in named_sources(stage):
+            raise RecipeError(f"{here}: the world has no labelled examples; name a table [data.sources.NAME] instead")
         if stage.kind == "evaluate" and asks_world and settings.prompts:
             raise RecipeError(f"{here}: prompts has no effect where the world asks its own questions; delete it")
         if stage.kind == "evaluate" and not asks_world and settings.skills:

@@ -10,7 +10,8 @@ from typing import Any
 from jielong.config import Settings, apply_override, config_hash, load_toml, plain, to_toml, validate
 from jielong.data.sources import Source
 from jielong.errors import RecipeError, nearest
-from jielong.recipe.crosscheck import crosscheck
+from jielong.recipe.classics import FinetuneSettings, MlmSettings
+from jielong.recipe.crosscheck import crosscheck, named_sources
 from jielong.recipe.preferences import BestOfNSettings, DpoSettings, GrpoSettings, PpoSettings, RewardSettings
 from jielong.recipe.settings import (
     CurateSettings,
@@ -34,6 +35,8 @@ STAGE_SETTINGS: dict[str, type[Settings]] = {
     "grpo": GrpoSettings,
     "dpo": DpoSettings,
     "best_of_n": BestOfNSettings,
+    "mlm": MlmSettings,
+    "finetune": FinetuneSettings,
     "evaluate": EvaluateSettings,
 }
 
@@ -87,8 +90,8 @@ class Recipe:
 
 
 def stage_sources(stage: Stage) -> tuple[str, ...]:
-    """The names in the stage's `sources`; () for kinds without."""
-    return tuple(stage.settings.sources) if "sources" in type(stage.settings).model_fields else ()
+    """The names in the stage's `sources`, and in `test_sources`; () for kinds without."""
+    return named_sources(stage)
 
 
 def parse_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -1,4 +1,4 @@
-"""What [STAGE.model] may say: a decoder by its preset, by its sizes, or by a preset with some fields put otherwise.
+"""What [STAGE.model] may say: a model by its preset, by its sizes, or by a preset with some fields put otherwise.
 
 The fields are ModelConfig's own, which explains them and checks their values; a new one there is a new key here.
 """
@@ -7,28 +7,34 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias, get_origin, get_type_hints
 
 from pydantic import Field, create_model, model_validator
 
 from jielong.config import Settings
 from jielong.errors import ModelError, nearest
 from jielong.model.config import ModelConfig
-from jielong.model.presets import PRESETS, is_decoder
+from jielong.model.presets import PRESETS, is_decoder, is_encoder
 
 # Not for a recipe to say: the data decide the first two, the kind of stage those that make another thing of a decoder.
 # rope_scaling stretches a model that has been trained; a new one is trained with the context that it is to have.
 NOT_KEYS = (
     "vocab_size", "max_length", "encoder_layers", "token_types", "head", "num_labels", "rope_scaling",
 )  # fmt: skip
+# The same of an encoder, whose layers all see the whole row; routers have losses of their own, which `mlm` has not.
+NOT_ENCODER_KEYS = (
+    "vocab_size", "max_length", "decoder_layers", "head", "num_labels", "rope_scaling", "windows", "num_experts",
+    "experts_per_token", "normalise_experts",
+)  # fmt: skip
 
 
-def _fields_model() -> type[Settings]:
-    """ModelConfig's fields but for NOT_KEYS as a strict table, each None when left out."""
+def _fields_model(left_out: tuple[str, ...]) -> type[Settings]:
+    """ModelConfig's other fields as a strict table, each None when left out."""
     hints = get_type_hints(ModelConfig)
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(ModelConfig):
-        if field.name not in NOT_KEYS:
+        if field.name not in left_out:
             hint = hints[field.name]
             kind = Annotated[hint, Field(strict=False)] if get_origin(hint) is tuple else hint
             fields[field.name] = (kind | None, None)
@@ -36,18 +42,36 @@ def _fields_model() -> type[Settings]:
 
 
 if TYPE_CHECKING:
-    ModelFields = Settings
+    ModelFields: TypeAlias = Settings
+    EncoderFields: TypeAlias = Settings
 else:
-    ModelFields = _fields_model()
+    ModelFields, EncoderFields = _fields_model(NOT_KEYS), _fields_model(NOT_ENCODER_KEYS)
 
 
-class ModelSettings(ModelFields):
-    """[STAGE.model]: a preset, explicit sizes, or a preset with some fields put differently."""
+@dataclass(frozen=True)
+class Stack:
+    """Which kind of model a table describes. example, presets: names of PRESETS. fixed: what explicit sizes imply."""
+
+    kind: str
+    example: str
+    presets: tuple[str, ...]
+    fixed: dict[str, Any]
+
+    @property
+    def layers(self) -> str:
+        """The key that counts its layers."""
+        return f"{self.kind}_layers"
+
+
+class Shape(Settings):
+    """What the tables of decoders and of encoders have in common."""
+
+    stack: ClassVar[Stack]
 
     preset: str | None = None
 
     @model_validator(mode="after")
-    def _check(self) -> ModelSettings:
+    def _check(self) -> Shape:
         if self.preset is not None:
             self._check_preset(self.preset)
         else:
@@ -63,16 +87,15 @@ class ModelSettings(ModelFields):
         return {name: value for name, value in self if name != "preset" and value is not None}
 
     def _check_preset(self, preset: str) -> None:
-        decoders = [name for name in PRESETS if is_decoder(name)]
+        legal = self.stack.presets
         if preset not in PRESETS:
-            guess = nearest(preset, decoders)
+            guess = nearest(preset, legal)
             hint = f"; did you mean '{guess}'?" if guess else ""
-            raise ValueError(f"preset '{preset}' is not known{hint} (legal: {', '.join(decoders)})")
-        if preset not in decoders:
-            layers = PRESETS[preset]["encoder_layers"]
+            raise ValueError(f"preset '{preset}' is not known{hint} (legal: {', '.join(legal)})")
+        if preset not in legal:
             raise ValueError(
-                f"preset '{preset}' is no decoder, which this stage trains: it has {layers} encoder layers "
-                f"(legal: {', '.join(decoders)})"
+                f"preset '{preset}' is no {self.stack.kind}, which this stage trains: it has {_stacks(preset)} "
+                f"(legal: {', '.join(legal)})"
             )
         usual = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
         for name, value in self._given().items():
@@ -81,9 +104,11 @@ class ModelSettings(ModelFields):
 
     def _check_sizes(self) -> None:
         given = self._given()
-        missing = [name for name in ("width", "decoder_layers", "num_heads") if name not in given]
+        missing = [name for name in ("width", self.stack.layers, "num_heads") if name not in given]
         if missing:
-            raise ValueError(f"wants a preset, for example 'jie-s', or sizes; missing: {', '.join(missing)}")
+            raise ValueError(
+                f"wants a preset, for example '{self.stack.example}', or sizes; missing: {', '.join(missing)}"
+            )
         for name in ("width", "num_heads"):
             if given[name] < 1:
                 raise ValueError(f"{name} is {given[name]}; it must be a whole number, 1 or more")
@@ -114,4 +139,26 @@ class ModelSettings(ModelFields):
             "head_size": given["width"] // given["num_heads"],
             "ffn_width": math.ceil(given["width"] * 8 / 3 / 32) * 32 if gated else 4 * given["width"],
         }
-        return {**derived, **given}
+        return {**self.stack.fixed, **derived, **given}
+
+
+class ModelSettings(Shape, ModelFields):
+    """[STAGE.model]: a decoder by a preset, by explicit sizes, or by a preset with some fields put differently."""
+
+    stack = Stack("decoder", "jie-s", tuple(filter(is_decoder, PRESETS)), {})
+
+
+class EncoderSettings(Shape, EncoderFields):
+    """[STAGE.model] of kind = "mlm": the same of an encoder, which learns to guess hidden tokens."""
+
+    stack = Stack(
+        "encoder",
+        "jie-encoder-s",
+        tuple(filter(is_encoder, PRESETS)),
+        {"decoder_layers": 0, "token_types": 2, "head": "masked_lm"},
+    )
+
+
+def _stacks(preset: str) -> str:
+    counts = {kind: PRESETS[preset].get(f"{kind}_layers", 0) for kind in ("encoder", "decoder")}
+    return " and ".join(f"{number} {kind} layers" for kind, number in counts.items() if number)

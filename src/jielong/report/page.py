@@ -21,6 +21,8 @@ TITLES = {
     "grpo": "GRPO",
     "dpo": "DPO",
     "best_of_n": "Best of n",
+    "mlm": "Hidden tokens",
+    "finetune": "Fine-tuning",
     "evaluate": "Evaluation",
 }
 STYLE = Path(__file__).with_name("style.css")
@@ -194,6 +196,14 @@ HIGHLIGHTS = {
     "grpo": _POLICY,
     "dpo": ("heldout_accuracy", *_POLICY),
     "best_of_n": ("n", *_POLICY),
+    "mlm": (
+        "heldout_masked_nats",
+        "frequency_nats",
+        "heldout_masked_accuracy",
+        "heldout_next_sentence_accuracy",
+        "tokens_seen",
+    ),
+    "finetune": ("score", "trivial_score", "words_score", "examples", "heldout_examples"),
     "evaluate": (),
 }
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from jielong import __version__
@@ -25,6 +26,7 @@ from jielong.stages.comparisons import run_reward
 from jielong.stages.context import Context, read_json, write_json
 from jielong.stages.corpus import run_curate, run_tokenizer
 from jielong.stages.evaluation import run_evaluate
+from jielong.stages.finetuning import run_finetune
 from jielong.stages.identity import (
     FileHashes,
     changed_file,
@@ -35,6 +37,7 @@ from jielong.stages.identity import (
     stage_hash,
 )
 from jielong.stages.instruction import run_sft
+from jielong.stages.masked import run_mlm
 from jielong.stages.preferences import run_best_of_n, run_dpo
 from jielong.stages.pretraining import run_pretrain
 from jielong.train.parallel import check_agreement, joined, wait_for_all
@@ -54,6 +57,8 @@ STAGES: dict[str, Callable[[Context], dict[str, Any]]] = {
     "grpo": run_policy,
     "dpo": run_dpo,
     "best_of_n": run_best_of_n,
+    "mlm": run_mlm,
+    "finetune": run_finetune,
     "evaluate": run_evaluate,
 }
 
@@ -161,6 +166,7 @@ def _run_stage(recipe: Recipe, name: str, folders: dict[str, Path], runtime: Run
     before = read_json(spent_file)["seconds"] if spent_file.exists() else 0.0
     progress.start(name)
     started = time.monotonic()
+    torch.manual_seed(context.seed)  # dropout draws from torch's own generator; a checkpoint keeps its state
     try:
         figures = STAGES[stage.kind](context)
     except TrainingError as error:

@@ -64,7 +64,10 @@ def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
     return [
         parameter
         for name, parameter in model.named_parameters()
-        if parameter.ndim == 2 and parameter.requires_grad and "layers." in f".{name}" and "router" not in name
+        if parameter.ndim == 2
+        and parameter.requires_grad
+        and (name.startswith("encoder.") or "layers." in f".{name}")
+        and "router" not in name
     ]
 
 
