@@ -153,7 +153,7 @@ def test_stages_stand_in_file_order_with_their_kinds(tmp_path: Path) -> None:
     assert [(stage.name, stage.kind) for stage in recipe.stages] == [(kind, kind) for kind in NEEDS]
     assert recipe.run.name == "whole"  # the file's, when left out
     assert recipe.run.seed == 3
-    assert recipe.all_sources() == ("world", "novels")
+    assert recipe.all_sources() == ("world", "novels", "reviews")
     assert recipe.source("novels").licence == "public domain"
 
 

@@ -84,12 +84,11 @@ class Masking:
             torch.tensor([bool(piece) and 0x80 <= piece[0] < 0xC0 for piece in pieces]),
         )
 
-    def word_numbers(self, tokens: Tensor) -> Tensor:
-        """(B, T) int64 -> (B, T) int64: tokens of one word have one number, from 1; 0 where there is no text.
+    def word_numbers(self, tokens: Tensor, text: Tensor) -> Tensor:
+        """(B, T) int64 -> (B, T) int64: tokens of one word have one number, from 1; 0 where there is no `text`, (B, T).
 
         A word is a run of letters and digits. A Chinese character stands alone, but its bytes never apart.
         """
-        text = self.is_text[tokens]
         joins = self.is_half[tokens]
         joins[:, 1:] |= self.ends_inside[tokens[:, :-1]] & self.starts_inside[tokens[:, 1:]]
         joins[:, 1:] &= text[:, :-1]
@@ -99,6 +98,8 @@ class Masking:
 
 def _is_inside(piece: bytes, place: int) -> bool:
     """Whether the first (0) or last (-1) character of a token may stand inside of a word of several tokens."""
+    if place == 0 and len(piece) == 1 and 0xC3 <= piece[0] < 0xE0:
+        return True  # the first half of a letter beyond ASCII
     text = piece.decode("utf-8", errors="ignore")
     return bool(text) and text[place].isalnum() and ord(text[place]) < _IDEOGRAPHS
 
@@ -108,7 +109,7 @@ def masked_batch(rows: SentenceRows, indices: Tensor, masking: Masking, generato
     segments = rows.segments[indices]
     width = int((segments > 0).sum(dim=1).max())
     tokens = rows.tokens[indices, :width].long()
-    mask = choose(tokens, masking, generator)
+    mask = choose(tokens, segments[:, :width], masking, generator)
     return MaskedBatch(
         tokens,
         corrupt(tokens, mask, masking, generator),
@@ -120,14 +121,16 @@ def masked_batch(rows: SentenceRows, indices: Tensor, masking: Masking, generato
     )
 
 
-def choose(tokens: Tensor, masking: Masking, generator: torch.Generator) -> Tensor:
-    """(B, T) int64 -> (B, T) bool: round(fraction * text tokens) of each row, at least one; never a control token.
+def choose(tokens: Tensor, segments: Tensor, masking: Masking, generator: torch.Generator) -> Tensor:
+    """(B, T) int64 -> (B, T) bool: round(fraction * text tokens) of each row, at least one.
+
+    Never a control token, nor padding, whose id is not looked at: segments tell of it.
 
     With whole words: words in random order as long as they fit into that number, and always the first of them.
     """
-    text = masking.is_text[tokens]
+    text = masking.is_text[tokens] & (segments > 0)
     wanted = (masking.fraction * text.sum(dim=1)).round().clamp(min=1)[:, None]
-    words = masking.word_numbers(tokens) if masking.whole_words else torch.arange(1, tokens.shape[1] + 1) * text
+    words = masking.word_numbers(tokens, text) if masking.whole_words else torch.arange(1, tokens.shape[1] + 1) * text
     noise = torch.rand(tokens.shape[0], tokens.shape[1] + 1, generator=generator).gather(1, words)
     noise[~text] = 2.0  # behind all others
     # The place of each token when words stand in random order; those of one word stay side by side.
