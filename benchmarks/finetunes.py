@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from over_seeds import T_QUANTILES
+
 import jielong
 from jielong.config import to_toml
-from over_seeds import T_QUANTILES
 
 Scores = dict[str, list[float]]  # way -> the score of each seed, in the order of the seeds
 

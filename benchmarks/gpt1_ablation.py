@@ -13,9 +13,10 @@ import json
 from typing import Any
 
 from finetunes import Scores, absolute, figures, gain, interval, run_ways, shown, task_parser
+from table import machine, markdown_table
+
 from jielong import detect
 from jielong.runtime import environment
-from table import machine, markdown_table
 
 SOURCES = {
     "polarity": "sentence_polarity/sentence_polarity.train.jsonl",
@@ -27,7 +28,7 @@ SOURCES = {
 TASKS: dict[str, dict[str, Any]] = {
     "classification": {"sources": ["polarity"]},
     "pairs": {"sources": ["sick"]},
-    "similarity": {"sources": ["stsb"], "test_sources": ["stsb_dev"]},
+    "similarity": {"sources": ["stsb"], "heldout_sources": ["stsb_dev"]},
     "choice": {"sources": ["arc_easy"]},
 }
 MEASURES = {"classification": "accuracy", "pairs": "accuracy", "similarity": "Pearson", "choice": "accuracy"}
@@ -87,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def used(tasks: list[str]) -> dict[str, str]:
     """The sources that these tasks name; a recipe may not have others."""
-    names = [name for task in tasks for key in ("sources", "test_sources") for name in TASKS[task].get(key, ())]
+    names = [name for task in tasks for key in ("sources", "heldout_sources") for name in TASKS[task].get(key, ())]
     return {name: SOURCES[name] for name in names}
 
 

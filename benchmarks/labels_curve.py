@@ -14,9 +14,10 @@ import json
 from typing import Any
 
 from finetunes import Scores, absolute, figures, gain, interval, run_ways, shown, task_parser
+from table import machine, markdown_table
+
 from jielong import detect
 from jielong.runtime import environment
-from table import machine, markdown_table
 
 WAYS = {"pretrained": False, "scratch": True}
 
@@ -54,8 +55,8 @@ def render(options: argparse.Namespace, scores: Scores) -> str:
         )
     found = figures(options, f"pretrained-{options.labels[0]}")
     note = (
-        f"{found['heldout_examples']} held-out examples, {len(options.seeds)} seeds (95 % by Student's t over them); the "
-        f"same answer to all: {100 * found['trivial_score']:.1f}; bag of words: seed {options.seeds[0]}."
+        f"{found['heldout_examples']} held-out examples, {len(options.seeds)} seeds (95 % by Student's t over them); "
+        f"the same answer to all: {100 * found['trivial_score']:.1f}; bag of words: seed {options.seeds[0]}."
     )
     header = ["labels", "pre-trained", "from scratch", "gain in points", "bag of words"]
     return f"{markdown_table(header, rows)}\n\n{note}\n"

@@ -241,8 +241,10 @@ def test_contenders_take_turns(script: Any) -> None:
     assert timing.median_ratio({"a": [2.0, 9.0, 4.0], "b": [1.0, 3.0, 1.0]}, "a", "b") == 3.0
 
 
-@pytest.mark.parametrize("name", ["seeds", "shakespeare", "training_speed", "decode_speed", "load_speed", "labels_curve",
-                                  "gpt1_ablation"])  # fmt: skip
+SCRIPTS = ["seeds", "shakespeare", "training_speed", "decode_speed", "load_speed", "labels_curve", "gpt1_ablation"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_help_is_there(script: Any, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         script(name).main(["--help"])
@@ -328,7 +330,7 @@ def test_ablation_changes_one_thing_at_a_time(script: Any, tmp_path: Path) -> No
     options = script("finetunes").task_parser("", "runs/x").parse_args(["model", "--data-root", str(tmp_path)])
     options.tasks, options.epochs, options.limit = ["pairs", "similarity"], 3.0, None
     ways = ablation.plan(options)
-    assert len(ways) == 6 and ways["similarity-full"]["test_sources"] == ["stsb_dev"]
+    assert len(ways) == 6 and ways["similarity-full"]["heldout_sources"] == ["stsb_dev"]
     full = ways["pairs-full"]
     assert full["language_weight"] == 0.5 and full["epochs"] == 3.0
     assert ways["pairs-no_language"] == {**full, "language_weight": 0.0}

@@ -97,7 +97,8 @@ def test_without_pairs_nothing_is_lost() -> None:
     rows = rows_of(numbered((3, 3, 3, 3), (4,)), pairs=False)
     assert rows.num_lost == 0 and not rows.random.any() and not rows.token_types.any()
     assert rows.tokens.tolist() == [
-        [CLS, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, SEP], [CLS, 10, 11, SEP, *[0] * 8], [CLS, 100, 101, 102, 103, SEP, *[0] * 6],
+        [CLS, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, SEP], [CLS, 10, 11, SEP, *[0] * 8],
+        [CLS, 100, 101, 102, 103, SEP, *[0] * 6],
     ]  # fmt: skip
     assert rows.num_tokens == 22
 

@@ -29,7 +29,7 @@ class FinetuneSettings(Optimisation):
 
     task: Literal["classification", "pairs", "similarity", "choice", "span"]
     sources: Names  # labelled examples
-    test_sources: Names = ()  # else heldout_fraction of the sources
+    heldout_sources: Names = ()  # else heldout_fraction of the sources
     heldout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     labels: Names = ()  # legal ones; those of the training examples when empty
     limit_examples: Count | None = None  # learn from so many of the training examples
@@ -46,13 +46,13 @@ class FinetuneSettings(Optimisation):
     def _check_task(self) -> FinetuneSettings:
         assert self.task in TASKS
         fraction = type(self).model_fields["heldout_fraction"].default
-        if self.test_sources and self.heldout_fraction != fraction:
-            raise ValueError("heldout_fraction has no effect with test_sources, which are held out; delete it")
-        if self.test_sources and self.split_seed:
-            raise ValueError("split_seed has no effect with test_sources, which are held out; delete it")
-        both = sorted(set(self.sources) & set(self.test_sources))
+        if self.heldout_sources and self.heldout_fraction != fraction:
+            raise ValueError("heldout_fraction has no effect with heldout_sources, which are held out; delete it")
+        if self.heldout_sources and self.split_seed:
+            raise ValueError("split_seed has no effect with heldout_sources, which are held out; delete it")
+        both = sorted(set(self.sources) & set(self.heldout_sources))
         if both:
-            raise ValueError(f"{both[0]!r} is in sources and in test_sources; it cannot teach and examine")
+            raise ValueError(f"{both[0]!r} is in sources and in heldout_sources; it cannot teach and examine")
         if self.labels and self.task not in ("classification", "pairs"):
             raise ValueError(f"labels has no effect with task = '{self.task}', whose answers are no labels; delete it")
         if len(set(self.labels)) != len(self.labels) or len(self.labels) == 1:

@@ -123,8 +123,8 @@ def _check_sources(recipe: Recipe, where: str) -> None:
 
 
 def named_sources(stage: Stage) -> tuple[str, ...]:
-    """The names in the stage's `sources` and `test_sources`."""
-    fields = [name for name in ("sources", "test_sources") if name in type(stage.settings).model_fields]
+    """The names in the stage's `sources` and `heldout_sources`."""
+    fields = [name for name in ("sources", "heldout_sources") if name in type(stage.settings).model_fields]
     return tuple(name for field in fields for name in stage.settings.__dict__[field])
 
 

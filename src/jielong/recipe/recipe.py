@@ -90,7 +90,7 @@ class Recipe:
 
 
 def stage_sources(stage: Stage) -> tuple[str, ...]:
-    """The names in the stage's `sources`, and in `test_sources`; () for kinds without."""
+    """The names in the stage's `sources`, and in `heldout_sources`; () for kinds without."""
     return named_sources(stage)
 
 

@@ -68,7 +68,7 @@ def run_finetune(context: Context) -> dict[str, Any]:
         "truncated": sum(item.truncated for item in (*items, *heldout)),
         "without_a_window": data.num_windowless,
         "left_out": len(data.left_out),
-        "test_in_training": len(data.repeated),
+        "heldout_in_training": len(data.repeated),
         "from_scratch": settings.from_scratch,
         "tokens_per_second": totals.tokens_per_second,
         "steps": totals.steps,
@@ -104,8 +104,8 @@ def gather(context: Context) -> Labelled:
         return [e for source in sources for e in read_examples(source, context.root, settings.task, left_out)]
 
     examples, repeated = read(settings.sources), list[tuple[str, str]]()
-    if settings.test_sources:
-        test = read(settings.test_sources)
+    if settings.heldout_sources:
+        test = read(settings.heldout_sources)
         examples, repeated = without_test(examples, test, settings.task)
     else:
         examples, test = split_heldout(examples, settings.task, settings.heldout_fraction, settings.split_seed)
