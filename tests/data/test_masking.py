@@ -97,7 +97,15 @@ def test_batches_are_cut_to_the_longest_row_and_drawn_anew(tokenizer: Tokenizer)
     assert first.mask.equal(again.mask) and first.inputs.equal(again.inputs)
     assert not first.mask.equal(other.mask) and first.tokens.equal(other.tokens)
     assert first.num_units == int(first.mask.sum()) and not first.mask[first.segments == 0].any()
-    assert {field.name for field in dataclasses.fields(first)} >= {"random", "token_types"}
+    one, two = first.split(1)  # the same rows and masks, each as wide as it is long
+    assert (one.num_units + two.num_units, len(one.random), len(two.random)) == (first.num_units, 1, 1)
+    for row, part in enumerate((one, two)):
+        width = part.tokens.shape[1]
+        assert int((part.segments > 0).sum()) == width
+        for field in dataclasses.fields(first):
+            whole, cut = getattr(first, field.name), getattr(part, field.name)
+            if field.name not in ("num_units", "random"):
+                assert cut.equal(whole[row : row + 1, :width]), field.name
 
 
 def test_refusals(tokenizer: Tokenizer) -> None:

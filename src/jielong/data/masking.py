@@ -40,6 +40,19 @@ class MaskedBatch:
         }
         return MaskedBatch(**values)
 
+    def split(self, num_rows: int) -> list[MaskedBatch]:
+        """Batches of num_rows rows, in order, each cut to its longest."""
+        parts = []
+        for first in range(0, len(self.random), num_rows):
+            rows = slice(first, first + num_rows)
+            width = int((self.segments[rows] > 0).sum(dim=1).max())
+            tokens, inputs, mask, types, segments = (
+                tensor[rows, :width]
+                for tensor in (self.tokens, self.inputs, self.mask, self.token_types, self.segments)
+            )
+            parts.append(MaskedBatch(tokens, inputs, mask, types, segments, self.random[rows], int(mask.sum())))
+        return parts
+
 
 @dataclass(frozen=True)
 class Masking:

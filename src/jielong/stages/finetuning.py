@@ -21,7 +21,7 @@ from jielong.model.rehead import NewHead, rehead
 from jielong.model.transformer import Transformer
 from jielong.runtime import derive_seed
 from jielong.stages.context import Context, write_json, write_jsonl
-from jielong.stages.training import train
+from jielong.stages.training import micro_batches, train
 from jielong.tokenizer import Tokenizer
 from jielong.train.labelled import HEADS, answer
 
@@ -38,10 +38,11 @@ def run_finetune(context: Context) -> dict[str, Any]:
     data = gather(context)
     model, tokenizer, frame = prepare(context, old, tokenizer, len(data.labels))
     items, heldout = _rows(context, data, tokenizer, frame)
-    order = RowOrder(len(items), settings.batch_rows * settings.accumulate, context.seed)
+    num_rows, num_micro = micro_batches(context)
+    order = RowOrder(len(items), num_rows * num_micro, context.seed)
 
     def batches(step: int) -> list[LabelledBatch]:
-        parts = order.indices(step).split(settings.batch_rows)
+        parts = order.indices(step).split(num_rows)
         return [collate([items[number] for number in part.tolist()], tokenizer.pad_id) for part in parts]
 
     def judge() -> tuple[list[Any], Score]:

@@ -19,7 +19,7 @@ from jielong.model.transformer import Transformer
 from jielong.plan.count import count_parameters
 from jielong.runtime import derive_seed
 from jielong.stages.context import Context, read_jsonl
-from jielong.stages.training import train
+from jielong.stages.training import micro_batches, train
 from jielong.tokenizer import Tokenizer
 from jielong.train.masked import hidden_token
 
@@ -31,8 +31,9 @@ def run_mlm(context: Context) -> dict[str, Any]:
     """Pre-train an encoder, and compare with guessing by frequency over the same hidden tokens."""
     settings = context.settings
     tokenizer = Tokenizer.load(context.folder_of("tokenizer") / "model").with_controls(Tokenizer.ENCODER)
-    rows = sentence_rows(context, tokenizer, "documents")
-    heldout = sentence_rows(context, tokenizer, "heldout")
+    with context.leader_first():
+        rows = sentence_rows(context, tokenizer, "documents")
+        heldout = sentence_rows(context, tokenizer, "heldout")
     if len(rows) < settings.batch_rows:
         raise DataError(
             f"[{context.name}] the text makes {len(rows)} rows of {settings.context_tokens} tokens, but batch_rows is "
@@ -42,12 +43,13 @@ def run_mlm(context: Context) -> dict[str, Any]:
     config = ModelConfig(vocab_size=tokenizer.vocab_size, max_length=settings.context_tokens, **settings.model.sizes())
     model = Transformer(config)
     model.init_weights(context.runtime.generator(context.name, "weights"))
-    order = RowOrder(len(rows), settings.batch_rows * settings.accumulate, context.seed)
+    num_rows, num_micro = micro_batches(context)
+    order = RowOrder(len(rows), num_rows * num_micro, context.seed)
 
     def batches(step: int) -> list[MaskedBatch]:
+        # Drawn for the whole step: the same tokens are hidden however it is cut.
         generator = torch.Generator().manual_seed(derive_seed(context.seed, "masks", step))
-        parts = order.indices(step).split(settings.batch_rows)
-        return [masked_batch(rows, part, masking, generator) for part in parts]
+        return masked_batch(rows, order.indices(step), masking, generator).split(num_rows)
 
     def evaluate(_step: int) -> dict[str, Any]:
         hidden = heldout_batches(context, heldout, masking)

@@ -20,7 +20,7 @@ from jielong.log import Progress
 from jielong.recipe import Recipe, Stage, parse_recipe, write_toml
 from jielong.recipe.costing import format_plan, plan_recipe
 from jielong.report import write_report
-from jielong.runtime import Runtime, detect, environment
+from jielong.runtime import Runtime, derive_seed, detect, environment
 from jielong.stages.alignment import run_policy
 from jielong.stages.comparisons import run_reward
 from jielong.stages.context import Context, read_json, write_json
@@ -159,6 +159,8 @@ def _run_stage(recipe: Recipe, name: str, folders: dict[str, Path], runtime: Run
         earlier={other: folders[other] for other in earlier},
         kinds={other.name: other.kind for other in recipe.stages},
     )
+    # Dropout draws from torch's own generator; a checkpoint keeps its state.
+    torch.manual_seed(derive_seed(context.seed, "dropout", runtime.rank))
     if runtime.rank > 0:
         _follow(context)
         return True
@@ -166,7 +168,6 @@ def _run_stage(recipe: Recipe, name: str, folders: dict[str, Path], runtime: Run
     before = read_json(spent_file)["seconds"] if spent_file.exists() else 0.0
     progress.start(name)
     started = time.monotonic()
-    torch.manual_seed(context.seed)  # dropout draws from torch's own generator; a checkpoint keeps its state
     try:
         figures = STAGES[stage.kind](context)
     except TrainingError as error:
