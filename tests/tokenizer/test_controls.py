@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from jielong.data.task_rows import Frame
 from jielong.errors import ModelError
 from jielong.tokenizer.tokenizer import Tokenizer
 
@@ -74,3 +75,12 @@ def test_foreign_tokenizers_grow_too(foreign: dict[str, Tokenizer], layout: str,
     again = Tokenizer.load(tmp_path)
     assert (again.special_ids, again.prefix_ids) == (new.special_ids, new.prefix_ids) and not again.is_own
     assert old.with_controls(Tokenizer.TASK[:0]) is old
+
+
+def test_a_pair_is_framed_as_a_foreign_bert_frames_it(foreign: dict[str, Tokenizer]) -> None:
+    tokenizer = foreign["bert"]
+    row, types, cut = Frame.encoder(tokenizer, 32).row(tokenizer.encode("the cat"), tokenizer.encode("hello"))
+    names = [tokenizer.name(token) for token in row]
+    assert names[0] == "[CLS]" and names[-1] == "[SEP]" and names.count("[SEP]") == 2 and not cut
+    assert types.count(1) == len(row) - names.index("[SEP]") - 1
+    assert tokenizer.mask_id == tokenizer.special_ids["[MASK]"]

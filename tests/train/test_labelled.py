@@ -67,7 +67,7 @@ def test_candidates_compete_within_their_example_only() -> None:
     model = build("choice")
     batch = collate([item(A, B, label=1), item(B, C, A, label=0)], 0)
     scores = [
-        [float(model.classifier.weight[0] @ last_state(model, row)) for row in rows] for rows in ((A, B), (B, C, A))
+        [(model.classifier.weight[0] @ last_state(model, row)).item() for row in rows] for rows in ((A, B), (B, C, A))
     ]
     answers = read_answers(model, row_states(model, batch), batch, "choice")
     torch.testing.assert_close(answers[0, :2], torch.tensor(scores[0]))
@@ -133,3 +133,56 @@ def test_everything_learns() -> None:
     loss, _ = answer("classification", 0.5)(model, collate([item(A, label=1), item(C, label=0)], 0))
     loss.backward()
     assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in model.parameters())
+
+
+def draw_items(task: str, num: int) -> list[TaskRows]:
+    """Examples whose answer is where one token stands: 5 in a text, 7 in the right candidate, 8 as the answer."""
+    generator = torch.Generator().manual_seed(2)
+
+    def words(marked: bool, mark: int) -> list[int]:
+        found = torch.randint(10, 24, (6,), generator=generator).tolist()
+        if marked:
+            found[int(torch.randint(6, (1,), generator=generator))] = mark
+        return found
+
+    items = []
+    for number in range(num):
+        flag = number % 2
+        if task == "choice":
+            rows = [[25, *words(False, 0), 26, *words(side == flag, 7), 27] for side in (0, 1)]
+            items.append(item(*rows, label=flag))
+        elif task == "span":
+            row = [25, 1, 26, *words(True, 8), 26]
+            items.append(item(row, label=(row.index(8), row.index(8)), contexts=((3, 9),)))
+        elif task == "similarity":
+            first, second = words(bool(flag), 5), words(bool(flag), 5)
+            both = ([25, *first, 26, *second, 27], [25, *second, 26, *first, 27])
+            items.append(item(*both, label=1.0 if flag else -1.0))
+        else:
+            items.append(item([25, *words(bool(flag), 5), 27], label=flag))
+    return items
+
+
+@pytest.mark.parametrize(
+    ("task", "head", "encoder"),
+    [("classification", "classes", True), ("classification", "classes", False), ("similarity", "classes", False),
+     ("choice", "choice", False), ("span", "span", True)],
+)  # fmt: skip
+def test_a_rule_is_learned_and_holds_for_unseen_examples(task: str, head: str, encoder: bool) -> None:
+    model = build(head, encoder, num_labels=2 if task == "classification" else 1)
+    items = draw_items(task, 160)
+    train, test = items[:128], items[128:]
+    optimizer, runtime = torch.optim.AdamW(model.parameters(), lr=1e-2), detect("cpu", "float32")
+    for step in range(60):
+        batch = collate([train[(step * 16 + k) % 128] for k in range(16)], 0)
+        train_step(model, optimizer, [batch], answer(task), runtime, clip=1.0)
+    batch = collate(test, 0)
+    with torch.no_grad():
+        answers = read_answers(model.eval(), row_states(model, batch), batch, task)
+    if task == "span":
+        right = answers[:, :, 0].argmax(dim=1) == batch.labels[:, 0]
+    elif task == "similarity":
+        right = answers.sign() == batch.labels
+    else:
+        right = answers.argmax(dim=1) == batch.labels
+    assert float(right.float().mean()) > 0.9

@@ -13,6 +13,7 @@ from jielong.evaluate.masked import frequency_baseline, measure_masked
 from jielong.model.config import ModelConfig
 from jielong.model.transformer import Transformer
 from jielong.runtime import detect
+from jielong.train.loop import train_step
 from jielong.train.masked import hidden_token
 
 
@@ -88,3 +89,25 @@ def test_frequency_by_hand() -> None:
     nats, accuracy = frequency_baseline(rows, is_text, [batch])
     logs = torch.tensor([4 / 7, 4 / 7, 2 / 7]).double().log()
     assert nats == pytest.approx(-float(logs.mean())) and accuracy == pytest.approx(2 / 3)
+
+
+def test_hidden_tokens_are_learned_from_both_sides(model: Transformer) -> None:
+    """Rows count up by one from any number: what is hidden follows from a neighbour on either side."""
+    generator = torch.Generator().manual_seed(3)
+    starts = torch.randint(0, 8, (256, 1), generator=generator)
+    tokens = torch.cat((torch.full((256, 1), 18), starts + torch.arange(6), torch.full((256, 1), 19)), dim=1)
+
+    def batch(rows: slice, places: torch.Tensor) -> MaskedBatch:
+        part = tokens[rows]
+        mask = torch.zeros_like(part).bool().scatter_(1, places[:, None], True)
+        inputs, types = torch.where(mask, 17, part), torch.zeros_like(part)
+        segments = torch.ones_like(part, dtype=torch.int32)
+        return MaskedBatch(part, inputs, mask, types, segments, torch.zeros(len(part)).long(), len(part))
+
+    optimizer, runtime = torch.optim.AdamW(model.parameters(), lr=1e-2), detect("cpu", "float32")
+    for step in range(200):
+        first, places = 32 * (step % 6), torch.randint(1, 7, (32,), generator=generator)
+        train_step(model, optimizer, [batch(slice(first, first + 32), places)], hidden_token(False), runtime, 1.0)
+    for place in (1, 3, 6):
+        unseen = batch(slice(192, 256), torch.full((64,), place))
+        assert measure_masked(model, [unseen], runtime, next_sentence=False).accuracy > 0.9, place
