@@ -241,7 +241,10 @@ def test_contenders_take_turns(script: Any) -> None:
     assert timing.median_ratio({"a": [2.0, 9.0, 4.0], "b": [1.0, 3.0, 1.0]}, "a", "b") == 3.0
 
 
-@pytest.mark.parametrize("name", ["seeds", "shakespeare", "training_speed", "decode_speed", "load_speed"])
+SCRIPTS = ["seeds", "shakespeare", "training_speed", "decode_speed", "load_speed", "labels_curve", "gpt1_ablation"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_help_is_there(script: Any, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         script(name).main(["--help"])
@@ -297,3 +300,39 @@ def test_load_speed_in_miniature(script: Any, tmp_path: Path, monkeypatch: pytes
     ours, theirs = (speed.load_once(name, tmp_path) for name in (speed.OURS, speed.THEIRS))
     assert ours.keys() == theirs.keys() == {"load", "first logits", "computed", "memory", "told"}
     assert ours["told"] == pytest.approx(theirs["told"], rel=1e-5)
+
+
+def test_gains_are_paired_by_seed(script: Any) -> None:
+    """Differences 0.1, 0.2, 0.3: mean 0.2, standard deviation 0.1; 4.303 / sqrt 3 of that on both sides."""
+    ways = script("finetunes")
+    mean, half = ways.gain({"a": [0.5, 0.7, 0.9], "b": [0.4, 0.5, 0.6]}, "a", "b")
+    assert mean == pytest.approx(0.2) and half == pytest.approx(4.303 * 0.1 / 3**0.5)
+    assert ways.shown(mean, half, sign=True) == "+20.0 ± 24.8"
+    assert ways.shown(*ways.interval([0.5])) == "50.0"
+
+
+def test_labels_curve_compares_the_same_examples(script: Any, tmp_path: Path) -> None:
+    curve = script("labels_curve")
+    parser = script("finetunes").task_parser("", "runs/x")
+    for name, value in (("labels", [100, 3200]), ("epochs", 3.0), ("least_steps", 150), ("task", "classification")):
+        parser.set_defaults(**{name: value})
+    options = parser.parse_args(["model", "--data-root", str(tmp_path)])
+    ways = curve.plan(options)
+    assert list(ways) == ["pretrained-100", "scratch-100", "pretrained-3200", "scratch-3200"]
+    assert [way["num_steps"] for way in ways.values()] == [150, 150, 300, 300]
+    for labels in (100, 3200):
+        one, other = ways[f"pretrained-{labels}"], ways[f"scratch-{labels}"]
+        assert {**one, "from_scratch": True} == other and one["from_scratch"] is False
+
+
+def test_ablation_changes_one_thing_at_a_time(script: Any, tmp_path: Path) -> None:
+    ablation = script("gpt1_ablation")
+    options = script("finetunes").task_parser("", "runs/x").parse_args(["model", "--data-root", str(tmp_path)])
+    options.tasks, options.epochs, options.limit = ["pairs", "similarity"], 3.0, None
+    ways = ablation.plan(options)
+    assert len(ways) == 6 and ways["similarity-full"]["heldout_sources"] == ["stsb_dev"]
+    full = ways["pairs-full"]
+    assert full["language_weight"] == 0.5 and full["epochs"] == 3.0
+    assert ways["pairs-no_language"] == {**full, "language_weight": 0.0}
+    assert ways["pairs-scratch"] == {**full, "from_scratch": True}
+    assert list(ablation.used(["similarity"])) == ["stsb", "stsb_dev"]

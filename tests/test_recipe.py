@@ -16,7 +16,7 @@ from jielong.recipe import STAGE_SETTINGS, parse_recipe, write_toml
 from jielong.recipe.costing import bytes_per_token, plan_recipe
 from jielong.recipe.crosscheck import NEEDS
 from jielong.recipe.preferences import PpoSettings
-from jielong.recipe.shape import NOT_KEYS, ModelSettings
+from jielong.recipe.shape import NOT_KEYS, EncoderSettings, ModelSettings
 from jielong.runtime import detect
 
 WHOLE = """
@@ -29,6 +29,10 @@ megabytes = 1
 [data.sources.novels]
 path = "novels.txt"
 licence = "public domain"
+
+[data.sources.reviews]
+path = "reviews.jsonl"
+licence = "CC BY 4.0"
 
 [curate]
 sources = ["world", "novels"]
@@ -104,6 +108,25 @@ max_new_tokens = 16
 [promote]
 judge = "heldout"
 
+[mlm]
+context_tokens = 64
+batch_rows = 4
+num_steps = 10
+learning_rate = 1e-3
+
+[mlm.model]
+width = 32
+encoder_layers = 2
+num_heads = 2
+
+[finetune]
+task = "classification"
+sources = ["reviews"]
+limit_examples = 40
+batch_rows = 4
+epochs = 1
+learning_rate = 1e-3
+
 [evaluate]
 questions_per_skill = 5
 max_new_tokens = 16
@@ -136,7 +159,7 @@ def test_stages_stand_in_file_order_with_their_kinds(tmp_path: Path) -> None:
     assert [(stage.name, stage.kind) for stage in recipe.stages] == [(kind, kind) for kind in CHAT_KINDS]
     assert recipe.run.name == "whole"  # the file's, when left out
     assert recipe.run.seed == 3
-    assert recipe.all_sources() == ("world", "novels")
+    assert recipe.all_sources() == ("world", "novels", "reviews")
     assert recipe.source("novels").licence == "public domain"
 
 
@@ -336,7 +359,7 @@ learning_rate = 1e-4
     assert "would leave the pretrained model before it without effect" in refusal(tmp_path, "sft.model=some/folder")
 
 
-def test_sources_without_effect_are_refused(tmp_path: Path) -> None:
+def heldout_sources_without_effect_are_refused(tmp_path: Path) -> None:
     assert "[data.sources.novels]: no stage names it" in refusal(tmp_path, "curate.sources=['world']")
     assert "[data.world]: no curate stage has" in refusal(tmp_path, "curate.sources=['novels']")
     assert "did you mean 'novels'" in refusal(tmp_path, "curate.sources=['novel']")
@@ -352,7 +375,8 @@ def test_settings_of_the_world_are_refused_without_it(tmp_path: Path) -> None:
     own = 'sources = ["world"]\nnum_prompts = 8\nreplies_per_prompt = 4\nbeta'
     text = text.replace(own, 'comparisons = "reward"\nbeta')
     path = write(tmp_path, text)
-    assert len(parse_recipe(path, ["reward.temperature=0.9", "reward.accumulate=2"]).stages) == len(NEEDS)
+    stages = parse_recipe(path, ["reward.temperature=0.9", "reward.accumulate=2"]).stages
+    assert len(stages) == len(CHAT_KINDS)
     for override, expected in (
         ("reward.label_agreement=0.8", "label_agreement = 0.8 has no effect: only the world's replies are labelled"),
         ("reward.num_prompts=8", 'num_prompts = 8 has no effect without "world" in sources'),
@@ -435,7 +459,8 @@ def test_plan_covers_every_stage_and_grows_with_the_work(tmp_path: Path) -> None
     path = write(
         tmp_path, without("data").replace('["world", "novels"]', '["world"]').replace("heldout_fraction = 0.1", "")
     )
-    path.write_text(path.read_text().replace("[curate]", "[data.world]\nmegabytes = 1\n\n[curate]"))
+    data = '[data.world]\nmegabytes = 1\n\n[data.sources.reviews]\npath = "reviews.jsonl"\n\n[curate]'
+    path.write_text(path.read_text().replace("[curate]", data))
     plan = plan_recipe(parse_recipe(path), runtime, 1e11)
     assert list(plan["stages"]) == CHAT_KINDS
     assert plan["totals"]["complete"] and plan["totals"]["seconds"] > 0
@@ -455,3 +480,38 @@ def test_bytes_per_token_is_one_without_merges() -> None:
     assert bytes_per_token(263) == 1.0
     assert bytes_per_token(2 * 263) == pytest.approx(1.55)
     assert bytes_per_token(10**9) == 4.5
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("mlm.model.preset=jie-s", "preset 'jie-s' is no encoder, which this stage trains: it has 4 decoder layers"),
+        ("mlm.model.decoder_layers=2", "decoder_layers = 2: unknown key; did you mean `encoder_layers`?"),
+        ("mlm.model.num_experts=2", "num_experts = 2: unknown key"),
+        ("mlm.mask_fraction=1.0", "mask_fraction = 1.0: must be less than 1"),
+        ("finetune.task=translation", "must be 'classification', 'pairs', 'similarity', 'choice' or 'span'"),
+        ('finetune.sources=["world", "reviews"]', "the world has no labelled examples"),
+        ('finetune.heldout_sources=["reviews"]', "'reviews' is in sources and in heldout_sources"),
+        ('finetune.labels=["a"]', "wants two or more different ones"),
+        ('finetune.heldout_sources=["elsewhere"]', "sources names 'elsewhere'"),
+    ],
+)
+def test_classics_settings_are_checked(tmp_path: Path, override: str, message: str) -> None:
+    assert message in refusal(tmp_path, override)
+
+
+def test_a_task_wants_a_model_to_start_from(tmp_path: Path) -> None:
+    stage = '[finetune]\ntask = "choice"\nsources = ["quiz"]\nnum_steps = 1\nbatch_rows = 4\nlearning_rate = 1e-3\n'
+    text = f'[data.sources.quiz]\npath = "quiz.jsonl"\n\n{stage}'
+    assert "needs a stage of kind pretrain before it" in refusal(tmp_path, text=text)
+    assert parse_recipe(write(tmp_path, text + 'model = "somewhere"\n')).stages[0].settings.model == "somewhere"
+
+
+def test_an_encoder_by_its_sizes_and_by_its_preset(tmp_path: Path) -> None:
+    stages = {stage.name: stage.settings for stage in parse_recipe(write(tmp_path)).stages}
+    config = ModelConfig(vocab_size=300, max_length=64, **stages["mlm"].model.sizes())
+    assert (config.encoder_layers, config.decoder_layers, config.head, config.token_types) == (2, 0, "masked_lm", 2)
+    small = EncoderSettings(preset="bert-tiny", dropout=0.0)
+    made = ModelConfig(**{"vocab_size": 300, "max_length": 64, **small.sizes()})
+    assert made == dataclasses.replace(preset_config("bert-tiny", 300, 64), dropout=0.0)
+    assert set(EncoderSettings.model_fields) - set(ModelSettings.model_fields) == {"encoder_layers", "token_types"}

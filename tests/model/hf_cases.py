@@ -80,6 +80,7 @@ BERTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert-masked": ("BertForMaskedLM", "bert", _BERT),
     "bert-classes": ("BertForSequenceClassification", "bert", {**_BERT, "num_labels": 3}),
     "bert-choice": ("BertForMultipleChoice", "bert", _BERT),
+    "bert-span": ("BertForQuestionAnswering", "bert", _BERT),
     "bert-bare": ("BertModel", "bert", _BERT),
 }
 TRANSLATORS: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -86,6 +86,8 @@ def test_logit_scale_and_bias(build_family, tokens: Tensor) -> None:  # type: ig
         ("encoder-pre", "classes", ["classifier.weight", "classifier.bias", "pooler.weight", "pooler.bias"]),
         ("encoder-pre", "choice", ["classifier.weight", "classifier.bias", "pooler.weight", "pooler.bias"]),
         ("encoder-pre", "scalar", ["score.weight"]),
+        ("bert", "span", ["classifier.weight", "classifier.bias"]),
+        ("jie", "span", ["classifier.weight"]),
         ("mixtral", "lm", ["unembedding.weight"]),
         ("mixtral", "classes", ["classifier.weight"]),
         ("marian", "lm", ["logit_bias"]),

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from jielong.errors import UsageError
-from jielong.model.presets import PRESETS, TRAINED_ON, is_decoder, preset_config
+from jielong.model.presets import PRESETS, TRAINED_ON, is_decoder, is_encoder, preset_config
 
 OURS = [name for name in PRESETS if name.startswith("jie-")]
 PUBLISHED = [name for name in PRESETS if name not in OURS]
@@ -55,7 +55,10 @@ def test_all_that_the_issue_names_is_there() -> None:
 def test_decoders_are_told_from_the_others() -> None:
     others = {name for name in PRESETS if not is_decoder(name)}
     translators = {f"transformer-{size}" for size in ("tiny", "small", "base", "big")}
-    assert others == translators | {"bert-base", "bert-large"}
+    encoders = {name for name in PRESETS if is_encoder(name)}
+    berts = {f"bert-{size}" for size in ("tiny", "mini", "small", "medium", "base", "large")}
+    assert encoders == berts | {"jie-encoder-s", "jie-encoder-m"}
+    assert others == encoders | translators
 
 
 def test_windows_alternate_in_gpt3() -> None:

@@ -37,6 +37,10 @@ ROUNDED = {
     "transformer-big": (213e6, 0.01),
     "bert-base": (110e6, 0.01),
     "bert-large": (340e6, 0.02),
+    "bert-tiny": (4.4e6, 0.02),  # the README of google-research/bert, without the heads
+    "bert-mini": (11.3e6, 0.01),
+    "bert-small": (29.1e6, 0.01),
+    "bert-medium": (41.7e6, 0.01),
     "gpt3-125m": (125e6, 0.01),  # table 2.1
     "gpt3-350m": (350e6, 0.02),
     "gpt3-760m": (760e6, 0.01),
@@ -70,6 +74,7 @@ def test_count_equals_the_model_on_the_meta_device(name: str) -> None:
         {"head": "scalar"},
         {"head": "classes", "num_labels": 3},
         {"head": "choice"},
+        {"head": "span"},
         {"norm": "layer", "norm_at": "both"},
         {"norm_at": "post", "embedding_norm": True},
         {"positions": "learned", "qk_norm": True, "logit_bias": True},

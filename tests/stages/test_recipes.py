@@ -14,8 +14,8 @@ from jielong.runtime import detect
 CHAIN = ("curate", "tokenizer", "pretrain", "sft", "reward", "ppo", "evaluate")
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = [
-    "chat-1b", "gpt2-124m", "multi30k-en-de", "novels-chat", "quickstart", "shakespeare", "smoke", "tatoeba-en-zh",
-    "tatoeba-zh-en",
+    "bert-novels", "chat-1b", "gpt1-tasks", "gpt2-124m", "multi30k-en-de", "novels-chat", "quickstart", "shakespeare",
+    "smoke", "tatoeba-en-zh", "tatoeba-zh-en",
 ]  # fmt: skip
 
 
@@ -35,8 +35,8 @@ def test_recipe_parses_and_plans(path: Path, tmp_path: Path, monkeypatch: pytest
     plan = plan_recipe(recipe, detect("cpu", "float32"), 1e11)
     assert recipe.run.name == path.stem
     assert list(plan["stages"]) == [stage.name for stage in recipe.stages]
-    learning = next(stage for name, stage in plan["stages"].items() if name in ("pretrain", "translate"))
-    assert learning["seconds"] > 0 and learning["flops"] > 0
+    first = next(stage.name for stage in recipe.stages if stage.kind in ("pretrain", "mlm", "translate"))
+    assert plan["stages"][first]["seconds"] > 0 and plan["stages"][first]["flops"] > 0
     assert plan["model"]["parameters"] > 0
     assert list(tmp_path.iterdir()) == []
 
@@ -54,6 +54,18 @@ def test_chain_covers_every_kind(name: str) -> None:
     assert set(CHAIN) <= set(STAGE_SETTINGS)
     assert [stage.kind for stage in recipe.stages] == list(CHAIN)
     assert recipe.all_sources() == ("world",)  # nothing to download
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks"),
+    [("bert-novels", ["classification", "pairs", "span"]),
+     ("gpt1-tasks", ["classification", "pairs", "similarity", "choice"])],
+)  # fmt: skip
+def test_classics_fine_tune_on_their_tasks(name: str, tasks: list[str]) -> None:
+    stages = [stage for stage in parse_recipe(RECIPES / f"{name}.toml").stages if stage.kind == "finetune"]
+    assert [stage.settings.task for stage in stages] == tasks
+    if name == "gpt1-tasks":
+        assert {(stage.settings.language_weight, stage.settings.epochs) for stage in stages} == {(0.5, 3)}
 
 
 def test_smoke_is_planned_under_a_minute() -> None:

@@ -49,7 +49,7 @@ def jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, record) of one JSON array, which is read whole."""
+    """(where, record) of one JSON array, which is read whole; it may stand under "data", as in SQuAD's files."""
     text = "".join(line for _, line in lines(path))
     try:
         rows = json.loads(text)
@@ -58,6 +58,8 @@ def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             f"{path}:{error.lineno}: not valid JSON at column {error.colno} ({error.msg}); if it has one "
             "object a line, set format to 'jsonl'"
         ) from error
+    if isinstance(rows, dict) and isinstance(rows.get("data"), list):
+        rows = rows["data"]
     if not isinstance(rows, list):
         raise DataError(f"{path}: holds one JSON {type(rows).__name__}; an array of objects is needed")
     for number, row in enumerate(rows, 1):

@@ -10,7 +10,7 @@ POSITIONS = ("rotary", "learned", "sinusoidal")
 NORMS = ("rms", "layer")
 NORM_PLACES = ("pre", "post", "both")
 ACTIVATIONS = ("swiglu", "geglu", "relu", "gelu", "gelu_tanh", "silu")
-HEADS = ("lm", "scalar", "masked_lm", "classes", "choice")
+HEADS = ("lm", "scalar", "masked_lm", "classes", "choice", "span")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ModelConfig:
     attention_dropout: float = 0.0  # of the attention's weights: bert-base, gpt2
     init_std: float = 0.0  # 0 = 1 / sqrt(width), which suits narrow models; 0.02: gpt2, bert-base
     tie_embeddings: bool = True
-    head: str = "lm"  # scalar: reward model, critic; masked_lm (with next-sentence): bert-base; classes, choice
+    head: str = "lm"  # scalar: reward model, critic; masked_lm (with next-sentence): bert-base; classes, choice, span
     num_labels: int = 1  # of "classes"
 
     def __post_init__(self) -> None:

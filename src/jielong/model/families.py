@@ -122,6 +122,7 @@ BERT = Family(
         "BertForMaskedLM": "masked_lm",
         "BertForSequenceClassification": "classes",
         "BertForMultipleChoice": "choice",
+        "BertForQuestionAnswering": "span",
         "BertModel": "classes",
     },
     keys={
@@ -173,6 +174,7 @@ BERT = Family(
         "logit_bias": "cls.predictions.bias",
         "next_sentence": "cls.seq_relationship",
         "classifier": "classifier",
+        "span/classifier": "qa_outputs",
     },
     zeros=tuple(_BIASES),
     renamed={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},

@@ -21,11 +21,11 @@ class HeadedModel(nn.Module):
     """The part of the Transformer behind its last layer.
 
     lm: logits of the next token. masked_lm: logits of the token itself, and the sentence classifier of BERT's
-    pre-training. classes: one score a label for a row. choice: one score for a row, a candidate answer. scalar: one
-    number a token.
-    Source: Devlin et al. 2018, arXiv:1810.04805, appendix A (pooler, next sentence; the transform before the masked
-    logits is in google-research/bert alone); Radford et al. 2018 (GPT-1), sections 3.2 and 3.3, for a decoder's
-    classes and choice, which read the last token.
+    pre-training. classes: one score a label for a row. choice: one score for a row, a candidate answer. span: two
+    scores a token, that an answer begins and that it ends there. scalar: one number a token.
+    Source: Devlin et al. 2018, arXiv:1810.04805, section 4.2 (span), appendix A (pooler, next sentence; the transform
+    before the masked logits is in google-research/bert alone); Radford et al. 2018 (GPT-1), sections 3.2 and 3.3, for
+    a decoder's classes and choice, which read the last token.
     """
 
     config: ModelConfig
@@ -49,7 +49,9 @@ class HeadedModel(nn.Module):
             self.score = nn.Linear(width, 1, bias=False)
         if config.head in ("classes", "choice"):
             self.classifier = nn.Linear(width, 1 if config.head == "choice" else config.num_labels, bias=encoder_only)
-        if encoder_only and config.head != "scalar":
+        if config.head == "span":
+            self.classifier = nn.Linear(width, 2, bias=encoder_only)
+        if encoder_only and config.head not in ("scalar", "span"):
             self.pooler = nn.Linear(width, width)
         self._pool = HeadedModel._pool_first if encoder_only else HeadedModel._pool_last
         self._read = _READERS[config.head]
@@ -65,8 +67,8 @@ class HeadedModel(nn.Module):
     def unembed(self, hidden: Tensor, segments: Tensor | None = None) -> Tensor:
         """What the head says of hidden states (..., D).
 
-        lm, masked_lm: logits (..., V). scalar: (...) float32. classes: (B, num_labels), choice: (B,), for which hidden
-        is (B, T, D) and segments (B, T) tell where a row begins and ends (None: it has no padding).
+        lm, masked_lm: logits (..., V). span: (..., 2). scalar: (...) float32. classes: (B, num_labels), choice: (B,),
+        for which hidden is (B, T, D) and segments (B, T) tell where a row begins and ends (None: it has no padding).
         """
         return self._read(self, hidden, segments)
 
@@ -74,6 +76,15 @@ class HeadedModel(nn.Module):
         """(B, 2) with the masked_lm head: entry 0 for a second sentence that follows the first, entry 1 for another."""
         logits: Tensor = self.next_sentence(self._pool(self, hidden, segments))
         return logits
+
+    def pooled(self, hidden: Tensor, segments: Tensor | None = None) -> Tensor:
+        """What classes and choice read of each row: (B, T, D) -> (B, D). GPT-1 adds those of two rows up."""
+        return self._pool(self, hidden, segments)
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """(B, D), as `pooled` makes it -> (B, num_labels), one column for choice."""
+        scores: Tensor = self.classifier(self._drop_pooled(pooled))
+        return scores
 
     def logits(self, hidden: Tensor, segments: Tensor | None = None) -> Tensor:
         """(..., D) -> (..., V), whatever the head, where the embedding is tied: GPT-1 goes on as a language model."""
@@ -87,8 +98,11 @@ class HeadedModel(nn.Module):
         return (hidden.float() * self.score.weight[0].float()).sum(dim=-1)
 
     def _classes(self, hidden: Tensor, segments: Tensor | None) -> Tensor:
-        logits: Tensor = self.classifier(self._drop_pooled(self._pool(self, hidden, segments)))
-        return logits
+        return self.classify(self.pooled(hidden, segments))
+
+    def _spans(self, hidden: Tensor, segments: Tensor | None) -> Tensor:
+        scores: Tensor = self.classifier(hidden)
+        return scores
 
     def _choice(self, hidden: Tensor, segments: Tensor | None) -> Tensor:
         return self._classes(hidden, segments)[:, 0]
@@ -117,4 +131,5 @@ _READERS: dict[str, Callable[[HeadedModel, Tensor, Tensor | None], Tensor]] = {
     "scalar": HeadedModel._scores,
     "classes": HeadedModel._classes,
     "choice": HeadedModel._choice,
+    "span": HeadedModel._spans,
 }

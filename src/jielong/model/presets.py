@@ -1,8 +1,8 @@
 """Models by name. A preset holds the fields of ModelConfig that its model puts differently from the defaults.
 
-Our own ladder, jie-…, leaves vocab_size and max_length to the data. Its ffn_width stays near 8/3 of the width (SwiGLU
-has three matrices where a plain feed-forward has two of 4x), rounded to 32. jie-s to jie-l train in minutes on two
-cores; jie-124m and up want a GPU.
+Our own ladder, jie-…, leaves vocab_size and max_length to the data (jie-encoder-… are encoders of the same sizes). Its
+ffn_width stays near 8/3 of the width (SwiGLU has three matrices where a plain feed-forward has two of 4x), rounded to
+32. jie-s to jie-l train in minutes on two cores; jie-124m and up want a GPU.
 
 The others are the published models with their published numbers; the comment above a row says where those stand. "HF
 config" is the config.json that is released with the weights. docs/models.md explains them, and tests count them. To
@@ -72,6 +72,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "jie-1b": dict(
         width=2048, decoder_layers=22, num_heads=32, num_kv_heads=8, head_size=64, ffn_width=5632, rope_base=500000.0
     ),
+    "jie-encoder-s": dict(
+        width=128, encoder_layers=4, decoder_layers=0, num_heads=4, num_kv_heads=4, head_size=32, ffn_width=352,
+        token_types=2, head="masked_lm",
+    ),
+    "jie-encoder-m": dict(
+        width=192, encoder_layers=6, decoder_layers=0, num_heads=6, num_kv_heads=6, head_size=32, ffn_width=512,
+        token_types=2, head="masked_lm",
+    ),
     # Table 3, rows "base" and "big"; big's dropout is that of English-German.
     "transformer-base": dict(
         TRANSFORMER, width=512, num_heads=8, num_kv_heads=8, ffn_width=2048, embedding_scale=512**0.5, dropout=0.1
@@ -91,6 +99,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Section 3, "BERT-BASE" and "BERT-LARGE".
     "bert-base": dict(BERT, width=768, encoder_layers=12, num_heads=12, num_kv_heads=12, ffn_width=3072),
     "bert-large": dict(BERT, width=1024, encoder_layers=24, num_heads=16, num_kv_heads=16, ffn_width=4096),
+    # Turc et al. 2019, arXiv:1908.08962, and the README of google-research/bert: the small BERTs, always heads of 64.
+    "bert-tiny": dict(BERT, width=128, encoder_layers=2, num_heads=2, num_kv_heads=2, ffn_width=512),
+    "bert-mini": dict(BERT, width=256, encoder_layers=4, num_heads=4, num_kv_heads=4, ffn_width=1024),
+    "bert-small": dict(BERT, width=512, encoder_layers=4, num_heads=8, num_kv_heads=8, ffn_width=2048),
+    "bert-medium": dict(BERT, width=512, encoder_layers=8, num_heads=8, num_kv_heads=8, ffn_width=2048),
     # Radford et al. 2018, section 4.1; 40,000 merges and 478 characters from openai/finetune-transformer-lm.
     "gpt1": dict(
         GPT, width=768, decoder_layers=12, num_heads=12, num_kv_heads=12, head_size=64, ffn_width=3072,
@@ -222,3 +235,8 @@ def is_translator(name: str) -> bool:
     """Whether the preset has two stacks, one to read and one to write."""
     preset = PRESETS[name]
     return preset.get("encoder_layers", 0) > 0 and preset["decoder_layers"] > 0
+
+
+def is_encoder(name: str) -> bool:
+    """Whether the preset is one that reads both directions and guesses hidden tokens: no decoder."""
+    return PRESETS[name].get("head", "lm") == "masked_lm"

@@ -33,8 +33,9 @@ def forward_flops(config: ModelConfig, length: int) -> dict[str, int]:
     A token of a decoder is a target token, one of an encoder a source token. 2 a weight; 4 N H a key for the score and
     the weighted sum, over all keys of the row or the layer's window: that causality halves them is not taken off, as
     is the custom. With two stacks the keys and values of cross-attention are made once for each source token, its
-    queries, output and scores once for each target token. The heads "classes" and "choice" look at one token a row and
-    are left out; "masked_lm" is counted at every token, though its loss is on some 15 %.
+    queries, output and scores once for each target token. The heads "classes" and "choice" look at one token a row,
+    "span" makes two numbers a token: they are left out. "masked_lm" is counted at every token, though its loss is on
+    some 15 %.
     """
     heads = config.num_heads * config.head_size
     routed = config.num_experts * config.width

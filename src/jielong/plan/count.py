@@ -86,6 +86,8 @@ def _head_parameters(config: ModelConfig) -> int:
     pooler = width * width + width if bias else 0
     if config.head == "scalar":
         return width
+    if config.head == "span":
+        return 2 * (width + bias)
     if config.head in ("classes", "choice"):
         return pooler + (config.num_labels if config.head == "classes" else 1) * (width + bias)
     unembedding = config.vocab_size * ((0 if config.tie_embeddings else width) + config.logit_bias)

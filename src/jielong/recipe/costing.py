@@ -28,6 +28,7 @@ TOKENIZER_BYTES_PER_SECOND = 2.5e6
 TOKENS_PER_CONVERSATION = 60
 DECODE_SLOWNESS = 6.0  # a token sampled in a batch against the same token read in training
 NUM_SKILLS = 10
+NUM_ENCODER_TOKENS = 3  # [CLS], [SEP], [MASK]
 
 
 def plan_recipe(
@@ -228,6 +229,33 @@ def _promote(settings: Any, state: _State) -> dict[str, Any]:
     return _with_sampling({"tokens": tokens, "flops": 0, "memory_bytes": None, "seconds": 0.0}, tokens, state)
 
 
+def _mlm(settings: Any, state: _State) -> dict[str, Any]:
+    model = model_config(settings.model.sizes(), state.vocab_size + NUM_ENCODER_TOKENS, settings.context_tokens)
+    state.model = state.model or model
+    batch_tokens = settings.batch_rows * settings.context_tokens
+    tokens: float | None
+    if settings.num_steps is not None:
+        tokens = settings.num_steps * settings.accumulate * batch_tokens
+    else:
+        corpus_tokens = state.corpus_bytes / bytes_per_token(state.vocab_size) if state.corpus_bytes else None
+        tokens = settings.epochs * corpus_tokens if corpus_tokens else None
+    if tokens is None:
+        return {"memory_bytes": training_memory_bytes(model, batch_tokens, settings.context_tokens)}
+    return _training(model, round(tokens), batch_tokens, state.rate * (state.mfu or expected_mfu(model, state.runtime)))
+
+
+def _finetune(settings: Any, state: _State) -> dict[str, Any]:
+    """Known only where the number of examples is; each is taken to have half a row."""
+    if state.model is None or (settings.num_steps is None and settings.limit_examples is None):
+        return {}
+    row_tokens = min(settings.row_tokens or state.model.max_length, state.model.max_length)
+    if settings.num_steps is not None:
+        rows = settings.num_steps * settings.batch_rows * settings.accumulate
+    else:
+        rows = settings.epochs * settings.limit_examples
+    return _training(state.model, round(rows * row_tokens / 2), settings.batch_rows * row_tokens, state.training_rate)
+
+
 def _with_sampling(training: dict[str, Any], sampled_tokens: int, state: _State) -> dict[str, Any]:
     assert state.model is not None
     flops = sampled_tokens * flops_per_token(state.model, state.model.max_length) / 3
@@ -260,6 +288,8 @@ ESTIMATES: dict[str, Callable[[Any, _State], dict[str, Any]]] = {
     "dpo": _dpo,
     "best_of_n": _best_of_n,
     "promote": _promote,
+    "mlm": _mlm,
+    "finetune": _finetune,
     "evaluate": _evaluate,
 }
 

@@ -27,9 +27,12 @@ NEEDS = {
     "dpo": ("sft",),
     "best_of_n": ("sft", "reward"),
     "promote": ("sft",),
+    "mlm": ("curate", "tokenizer"),
+    "finetune": ("pretrain",),  # or mlm, or sft
     "evaluate": ("pretrain",),
 }
 POLICIES = ("ppo", "grpo")
+STARTERS = ("sft", "finetune")  # may start from a model folder that the recipe names
 STAGE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -59,12 +62,14 @@ def _check_order(stage: Stage, before: tuple[Stage, ...], after: tuple[Stage, ..
     needs = NEEDS[stage.kind]
     if stage.kind == "tokenizer" and stage.settings.sources:
         needs = ()
-    if stage.kind == "sft" and stage.settings.model is not None:
-        if "pretrain" in earlier:
+    if stage.kind in STARTERS and stage.settings.model is not None:
+        if stage.kind == "sft" and "pretrain" in earlier:
             raise RecipeError(
                 f"{here}: model = {stage.settings.model!r} would leave the pretrained model before it without effect; "
                 "delete model or the pretrain stage"
             )
+        needs = ()
+    if stage.kind == "finetune" and earlier & {"mlm", "sft"}:
         needs = ()
     if stage.kind in POLICIES and stage.settings.reward in ("verifiable", "http"):
         needs = ("sft",)
@@ -97,7 +102,7 @@ def _check_order(stage: Stage, before: tuple[Stage, ...], after: tuple[Stage, ..
             continue
         later = next((other.name for other in after if other.kind == kind), None)
         where_it_is = f"[{later}] stands after it; move it up" if later else f"there is none; add [{kind}]"
-        instead = " or set model to a model folder" if stage.kind == "sft" else ""
+        instead = " or set model to a model folder" if stage.kind in STARTERS else ""
         raise RecipeError(f"{here}: kind {stage.kind} needs a stage of kind {kind} before it; {where_it_is}{instead}")
 
 
@@ -108,7 +113,7 @@ def _check_sources(recipe: Recipe, where: str) -> None:
         raise RecipeError(f"{where} [data.sources.world]: world means the built-in corpus; choose another name")
     legal = ["world", *declared]
     for stage in recipe.stages:
-        for name in _sources(stage):
+        for name in named_sources(stage):
             if name not in legal:
                 guess = nearest(name, legal)
                 hint = f"; did you mean '{guess}'?" if guess else ""
@@ -116,15 +121,13 @@ def _check_sources(recipe: Recipe, where: str) -> None:
                     f"{where} [{stage.name}]: sources names '{name}', which is neither \"world\" nor a table "
                     f"[data.sources.{name}]{hint} (legal: {', '.join(legal)})"
                 )
-        optional = stage.kind in ("reward", "dpo") and stage.settings.votes is not None
-        optional = (
-            optional or stage.kind == "tokenizer" or (stage.kind == "dpo" and stage.settings.comparisons is not None)
-        )
-        if "sources" in type(stage.settings).model_fields and not _sources(stage) and not optional:
+        optional = stage.kind == "tokenizer" or (stage.kind == "dpo" and stage.settings.comparisons is not None)
+        optional = optional or (stage.kind in ("reward", "dpo") and stage.settings.votes is not None)
+        if "sources" in type(stage.settings).model_fields and not stage.settings.sources and not optional:
             raise RecipeError(f"{where} [{stage.name}]: sources is empty; name one or more of {', '.join(legal)}")
         if stage.kind in ("translate", "tokenizer"):
             _check_pairs(recipe, stage, f"{where} [{stage.name}]")
-    used = {name for stage in recipe.stages for name in _sources(stage)}
+    used = {name for stage in recipe.stages for name in named_sources(stage)}
     for name in declared:
         if name not in used:
             raise RecipeError(f"{where} [data.sources.{name}]: no stage names it in its sources, so it has no effect")
@@ -133,7 +136,7 @@ def _check_sources(recipe: Recipe, where: str) -> None:
 def _check_pairs(recipe: Recipe, stage: Stage, here: str) -> None:
     """Parallel text: the language pair is there on both occasions, and what measures is not learned from."""
     settings = stage.settings
-    if "world" in _sources(stage):
+    if "world" in named_sources(stage):
         raise RecipeError(f'{here}: sources names "world", which holds no sentence pairs; name files of parallel text')
     if stage.kind == "tokenizer":
         return
@@ -150,19 +153,20 @@ def _check_pairs(recipe: Recipe, stage: Stage, here: str) -> None:
         raise RecipeError(f"{here}: validation names {', '.join(both)}, which sources has too; hold other pairs out")
 
 
-def _sources(stage: Stage) -> tuple[str, ...]:
-    fields = type(stage.settings).model_fields
-    return tuple(name for key in ("sources", "validation") if key in fields for name in stage.settings.__dict__[key])
+def named_sources(stage: Stage) -> tuple[str, ...]:
+    """The names in the stage's `sources`, `validation` and `heldout_sources`."""
+    keys = [key for key in ("sources", "validation", "heldout_sources") if key in type(stage.settings).model_fields]
+    return tuple(name for key in keys for name in stage.settings.__dict__[key])
 
 
 def _check_world(recipe: Recipe, where: str) -> None:
     """The world's amounts are set where they are needed, and only there."""
-    curates_world = any(stage.kind == "curate" and "world" in _sources(stage) for stage in recipe.stages)
+    curates_world = any(stage.kind == "curate" and "world" in named_sources(stage) for stage in recipe.stages)
     if curates_world and recipe.data.world is None:
         raise RecipeError(f'{where}: a curate stage reads "world"; say how much of it: [data.world] megabytes = 20')
     if recipe.data.world is not None and not curates_world:
         raise RecipeError(f'{where} [data.world]: no curate stage has "world" in its sources, so it has no effect')
-    asks_world = any("world" in _sources(stage) for stage in recipe.stages)
+    asks_world = any("world" in named_sources(stage) for stage in recipe.stages)
     for stage in recipe.stages:
         here, settings = f"{where} [{stage.name}]", stage.settings
         if stage.kind == "sft":
@@ -184,6 +188,8 @@ def _check_world(recipe: Recipe, where: str) -> None:
             _check_skills(here, settings.skills, asks_world)
         if stage.kind == "promote" and settings.judge == "gold" and not asks_world:
             raise RecipeError(f'{here}: judge = "gold" knows the world\'s stories alone; choose "votes" or "heldout"')
+        if stage.kind == "finetune" and "world" in named_sources(stage):
+            raise RecipeError(f"{here}: the world has no labelled examples; name a table [data.sources.NAME] instead")
         if stage.kind == "evaluate" and asks_world and settings.prompts:
             raise RecipeError(f"{here}: prompts has no effect where the world asks its own questions; delete it")
         if stage.kind == "evaluate" and not asks_world and settings.skills:

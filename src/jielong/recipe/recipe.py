@@ -10,7 +10,8 @@ from typing import Any
 from jielong.config import Settings, apply_override, config_hash, load_toml, plain, to_toml, validate
 from jielong.data.sources import Source
 from jielong.errors import RecipeError, nearest
-from jielong.recipe.crosscheck import crosscheck
+from jielong.recipe.classics import FinetuneSettings, MlmSettings
+from jielong.recipe.crosscheck import crosscheck, named_sources
 from jielong.recipe.preferences import (
     BestOfNSettings,
     DpoSettings,
@@ -45,6 +46,8 @@ STAGE_SETTINGS: dict[str, type[Settings]] = {
     "dpo": DpoSettings,
     "best_of_n": BestOfNSettings,
     "promote": PromoteSettings,
+    "mlm": MlmSettings,
+    "finetune": FinetuneSettings,
     "evaluate": EvaluateSettings,
 }
 
@@ -98,9 +101,8 @@ class Recipe:
 
 
 def stage_sources(stage: Stage) -> tuple[str, ...]:
-    """The names in the stage's `sources` and `validation`; () for kinds without."""
-    fields = type(stage.settings).model_fields
-    return tuple(name for key in ("sources", "validation") if key in fields for name in stage.settings.__dict__[key])
+    """The names in the stage's `sources`, `validation` and `heldout_sources`; () for kinds without."""
+    return named_sources(stage)
 
 
 def stage_votes(stage: Stage) -> VotesSettings | None:

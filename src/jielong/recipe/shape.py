@@ -7,29 +7,34 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias, get_origin, get_type_hints
 
 from pydantic import Field, create_model, model_validator
 
 from jielong.config import Settings
 from jielong.errors import ModelError, nearest
 from jielong.model.config import ModelConfig
-from jielong.model.presets import PRESETS, is_decoder, is_translator
+from jielong.model.presets import PRESETS, is_decoder, is_encoder, is_translator
 
 # Not for a recipe to say: the data decide the first two, the kind of stage those that make another thing of a decoder.
 # rope_scaling stretches a model that has been trained; a new one is trained with the context that it is to have.
 NOT_KEYS = (
     "vocab_size", "max_length", "encoder_layers", "token_types", "head", "num_labels", "rope_scaling",
 )  # fmt: skip
+# The same of an encoder, whose layers all see the whole row; routers have losses of their own, which `mlm` has not.
+NOT_ENCODER_KEYS = (
+    "vocab_size", "max_length", "decoder_layers", "head", "num_labels", "rope_scaling", "windows", "num_experts",
+    "experts_per_token", "normalise_experts",
+)  # fmt: skip
 
 
-def _fields_model() -> type[Settings]:
-    """ModelConfig's fields but for NOT_KEYS as a strict table, each None when left out."""
+def _fields_model(left_out: tuple[str, ...]) -> type[Settings]:
+    """ModelConfig's other fields as a strict table, each None when left out."""
     hints = get_type_hints(ModelConfig)
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(ModelConfig):
-        if field.name not in NOT_KEYS:
+        if field.name not in left_out:
             hint = hints[field.name]
             kind = Annotated[hint, Field(strict=False)] if get_origin(hint) is tuple else hint
             fields[field.name] = (kind | None, None)
@@ -37,23 +42,30 @@ def _fields_model() -> type[Settings]:
 
 
 if TYPE_CHECKING:
-    ModelFields = Settings
+    ModelFields: TypeAlias = Settings
+    EncoderFields: TypeAlias = Settings
 else:
-    ModelFields = _fields_model()
+    ModelFields, EncoderFields = _fields_model(NOT_KEYS), _fields_model(NOT_ENCODER_KEYS)
 
 
-class Shape(ModelFields):
-    """What the tables of all kinds of model share: a preset, sizes, or a preset with some fields put differently.
+@dataclass(frozen=True)
+class Stack:
+    """Which kind of model a table describes.
 
-    FITS: the presets for a kind, NEEDS: sizes that it must say.
-
-    LACKS: what another preset lacks to be of the kind.
+    layers: the keys that count its layers. example, presets: names of PRESETS. fixed: what explicit sizes imply.
     """
 
-    FITS: ClassVar[Callable[[str], bool]]
-    NEEDS: ClassVar[tuple[str, ...]]
-    EXAMPLE: ClassVar[str]
-    LACKS: ClassVar[str]
+    kind: str
+    layers: tuple[str, ...]
+    example: str
+    presets: tuple[str, ...]
+    fixed: dict[str, Any]
+
+
+class Shape(Settings):
+    """What the tables of decoders and of encoders have in common."""
+
+    stack: ClassVar[Stack]
 
     preset: str | None = None
 
@@ -74,16 +86,15 @@ class Shape(ModelFields):
         return {name: value for name, value in self if name != "preset" and value is not None}
 
     def _check_preset(self, preset: str) -> None:
-        fitting = [name for name in PRESETS if type(self).FITS(name)]
+        legal = self.stack.presets
         if preset not in PRESETS:
-            guess = nearest(preset, fitting)
+            guess = nearest(preset, legal)
             hint = f"; did you mean '{guess}'?" if guess else ""
-            raise ValueError(f"preset '{preset}' is not known{hint} (legal: {', '.join(fitting)})")
-        if preset not in fitting:
-            layers = PRESETS[preset].get("encoder_layers", 0)
+            raise ValueError(f"preset '{preset}' is not known{hint} (legal: {', '.join(legal)})")
+        if preset not in legal:
             raise ValueError(
-                f"preset '{preset}' is no {self.LACKS}, which this stage trains: it has {layers} encoder layers "
-                f"(legal: {', '.join(fitting)})"
+                f"preset '{preset}' is no {self.stack.kind}, which this stage trains: it has {_stacks(preset)} "
+                f"(legal: {', '.join(legal)})"
             )
         usual = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
         for name, value in self._given().items():
@@ -92,9 +103,11 @@ class Shape(ModelFields):
 
     def _check_sizes(self) -> None:
         given = self._given()
-        missing = [name for name in self.NEEDS if name not in given]
+        missing = [name for name in ("width", *self.stack.layers, "num_heads") if name not in given]
         if missing:
-            raise ValueError(f"wants a preset, for example '{self.EXAMPLE}', or sizes; missing: {', '.join(missing)}")
+            raise ValueError(
+                f"wants a preset, for example '{self.stack.example}', or sizes; missing: {', '.join(missing)}"
+            )
         for name in ("width", "num_heads"):
             if given[name] < 1:
                 raise ValueError(f"{name} is {given[name]}; it must be a whole number, 1 or more")
@@ -125,25 +138,37 @@ class Shape(ModelFields):
             "head_size": given["width"] // given["num_heads"],
             "ffn_width": math.ceil(given["width"] * 8 / 3 / 32) * 32 if gated else 4 * given["width"],
         }
-        return {**derived, **given}
+        return {**self.stack.fixed, **derived, **given}
 
 
-class ModelSettings(Shape):
-    """[STAGE.model] of a decoder: a preset, explicit sizes, or a preset with some fields put differently."""
+class ModelSettings(Shape, ModelFields):
+    """[STAGE.model]: a decoder by a preset, by explicit sizes, or by a preset with some fields put differently."""
 
-    FITS = is_decoder
-    NEEDS = ("width", "decoder_layers", "num_heads")
-    EXAMPLE = "jie-s"
-    LACKS = "decoder"
+    stack = Stack("decoder", ("decoder_layers",), "jie-s", tuple(filter(is_decoder, PRESETS)), {})
 
 
-class TranslatorSettings(Shape):
-    """[translate.model]: an encoder and a decoder, likewise."""
+class EncoderSettings(Shape, EncoderFields):
+    """[STAGE.model] of kind = "mlm": the same of an encoder, which learns to guess hidden tokens."""
 
-    FITS = is_translator
-    NEEDS = ("width", "encoder_layers", "decoder_layers", "num_heads")
-    EXAMPLE = "transformer-small"
-    LACKS = "encoder-decoder"
+    stack = Stack(
+        "encoder",
+        ("encoder_layers",),
+        "jie-encoder-s",
+        tuple(filter(is_encoder, PRESETS)),
+        {"decoder_layers": 0, "token_types": 2, "head": "masked_lm"},
+    )
+
+
+class TranslatorSettings(Shape, ModelFields):
+    """[translate.model]: the same of an encoder and a decoder, one to read and one to write."""
+
+    stack = Stack(
+        "encoder-decoder",
+        ("encoder_layers", "decoder_layers"),
+        "transformer-small",
+        tuple(filter(is_translator, PRESETS)),
+        {},
+    )
 
     encoder_layers: Annotated[int, Field(ge=1)] | None = None
 
@@ -152,3 +177,8 @@ class TranslatorSettings(Shape):
         if not self.sizes().get("decoder_layers"):
             raise ValueError("decoder_layers is 0; a translator has two stacks, one to read and one to write")
         return self
+
+
+def _stacks(preset: str) -> str:
+    counts = {kind: PRESETS[preset].get(f"{kind}_layers", 0) for kind in ("encoder", "decoder")}
+    return " and ".join(f"{number} {kind} layers" for kind, number in counts.items() if number)

@@ -23,6 +23,8 @@ TITLES = {
     "dpo": "DPO",
     "best_of_n": "Best of n",
     "promote": "Promotion",
+    "mlm": "Hidden tokens",
+    "finetune": "Fine-tuning",
     "evaluate": "Evaluation",
 }
 STYLE = Path(__file__).with_name("style.css")
@@ -206,6 +208,14 @@ HIGHLIGHTS = {
     "dpo": ("heldout_accuracy", *_POLICY),
     "best_of_n": ("n", *_POLICY),
     "promote": ("promoted", "win_rate", "judged"),
+    "mlm": (
+        "heldout_masked_nats",
+        "frequency_nats",
+        "heldout_masked_accuracy",
+        "heldout_next_sentence_accuracy",
+        "tokens_seen",
+    ),
+    "finetune": ("score", "trivial_score", "words_score", "examples", "heldout_examples"),
     "evaluate": (),
 }
 

@@ -38,6 +38,10 @@ def panels(kind: str, metrics: Metrics, figures: dict[str, Any]) -> list[Panel]:
         ]
     elif kind == "best_of_n":
         found = [Panel("loss on the chosen replies, nats a token", _with_mean("training", metrics, "loss_nats"))]
+    elif kind == "mlm":
+        found = _hidden_tokens(metrics, figures)
+    elif kind == "finetune":
+        found = _task(metrics)
     elif kind in ("ppo", "grpo"):
         found = [
             Panel(
@@ -54,6 +58,26 @@ def panels(kind: str, metrics: Metrics, figures: dict[str, Any]) -> list[Panel]:
     else:
         found = []
     return [panel for panel in found if panel.lines]
+
+
+def _hidden_tokens(metrics: Metrics, figures: dict[str, Any]) -> list[Panel]:
+    lines = [*_with_mean("training", metrics, "loss_nats"), *_line("held-out", metrics, "heldout_masked_nats")]
+    right = [*_line("hidden token", metrics, "heldout_masked_accuracy")]
+    right += _line("next sentence", metrics, "heldout_next_sentence_accuracy")
+    levels = [("by frequency", figures["frequency_nats"])] if figures.get("frequency_nats") else []
+    return [
+        Panel("loss, nats a hidden token (training: next sentence added)", lines, levels),
+        Panel("held-out accuracy", right, y_limits=(0.0, 1.0)),
+    ]
+
+
+def _task(metrics: Metrics) -> list[Panel]:
+    names = ("accuracy", "pearson", "spearman", "f1", "exact_match")
+    right = [line for name in names for line in _line(name, metrics, f"heldout_{name}")]
+    return [
+        Panel("loss, nats an example", _with_mean("training", metrics, "loss_nats")),
+        Panel("held-out score", right, y_limits=(0.0, 1.0)),
+    ]
 
 
 def _likelihood(metrics: Metrics, figures: dict[str, Any]) -> Panel:

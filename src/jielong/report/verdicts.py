@@ -55,6 +55,17 @@ def _beats_length(figures: dict[str, Any]) -> tuple[bool, str]:
     return passed, f"{100 * accuracy:.1f} % against {100 * length:.1f} % by length alone: {gap:.1f} σ"
 
 
+def _below_frequency(figures: dict[str, Any]) -> tuple[bool, str]:
+    model, baseline = figures["heldout_masked_nats"], figures["frequency_nats"]
+    return model < baseline, f"{model:.3f} against {baseline:.3f} nats a hidden token"
+
+
+def _beats_trivial(figures: dict[str, Any]) -> tuple[bool, str]:
+    low, high = figures["score_ci95"]
+    score, trivial = figures["score"], figures["trivial_score"]
+    return low > trivial, f"{100 * score:.1f} (95 %: {100 * low:.1f} – {100 * high:.1f}) against {100 * trivial:.1f}"
+
+
 def _wins(figures: dict[str, Any]) -> tuple[bool, str]:
     low, high = figures["gold_win_rate_ci95"]
     rate = figures["gold_win_rate"]
@@ -78,6 +89,12 @@ _RULES = {
         ("heldout_accuracy", "heldout_accuracy_ci95", "length_baseline_accuracy"),
         _beats_length,
     ),
+    "mlm": (
+        "guesses better than by frequency",
+        ("heldout_masked_nats", "frequency_nats"),
+        _below_frequency,
+    ),
+    "finetune": ("beats the same answer to all", ("score", "score_ci95", "trivial_score"), _beats_trivial),
     **dict.fromkeys(
         ("ppo", "grpo", "dpo", "best_of_n"),
         ("the hidden judge prefers it to sft", ("gold_win_rate", "gold_win_rate_ci95"), _wins),

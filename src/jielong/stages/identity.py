@@ -52,7 +52,7 @@ def present_inputs(recipe: Recipe, stage: Stage, hashes: FileHashes) -> Inputs:
             except DataError:  # a folder without a file: whoever reads it will say so
                 continue
             inputs[f"source {name}"] = [hashes.describe(file, root) for file in found]
-    folder = stage.settings.model if stage.kind == "sft" else None
+    folder = stage.settings.model if stage.kind in ("sft", "finetune") else None
     if folder is not None:
         weights = sorted(path for path in Path(folder).glob("*") if path.suffix in (".json", ".safetensors"))
         inputs |= {"model": [hashes.describe(file, root) for file in weights]} if weights else {}

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from jielong import __version__
@@ -19,12 +20,13 @@ from jielong.log import Progress
 from jielong.recipe import Recipe, Stage, parse_recipe, write_toml
 from jielong.recipe.costing import format_plan, plan_recipe
 from jielong.report import write_report
-from jielong.runtime import Runtime, detect, environment
+from jielong.runtime import Runtime, derive_seed, detect, environment
 from jielong.stages.alignment import run_policy
 from jielong.stages.comparisons import run_reward
 from jielong.stages.context import Context, read_json, write_json
 from jielong.stages.corpus import run_curate, run_tokenizer
 from jielong.stages.evaluation import run_evaluate
+from jielong.stages.finetuning import run_finetune
 from jielong.stages.identity import (
     FileHashes,
     changed_file,
@@ -35,6 +37,7 @@ from jielong.stages.identity import (
     stage_hash,
 )
 from jielong.stages.instruction import run_sft
+from jielong.stages.masked import run_mlm
 from jielong.stages.preferences import run_best_of_n, run_dpo
 from jielong.stages.pretraining import run_pretrain
 from jielong.stages.promotion import run_promote
@@ -59,6 +62,8 @@ STAGES: dict[str, Callable[[Context], dict[str, Any]]] = {
     "dpo": run_dpo,
     "best_of_n": run_best_of_n,
     "promote": run_promote,
+    "mlm": run_mlm,
+    "finetune": run_finetune,
     "evaluate": run_evaluate,
 }
 
@@ -160,6 +165,8 @@ def _run_stage(recipe: Recipe, name: str, folders: dict[str, Path], runtime: Run
         earlier={other: folders[other] for other in earlier},
         kinds={other.name: other.kind for other in recipe.stages},
     )
+    # Dropout draws from torch's own generator; a checkpoint keeps its state.
+    torch.manual_seed(derive_seed(context.seed, "dropout", runtime.rank))
     if runtime.rank > 0:
         _follow(context)
         return True

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,27 @@ def read_folder(folder: Path) -> Found:
         control=tuple(dict.fromkeys(control)),
         template=_template(folder, files, settings),
         hash=digest.hexdigest(),
+    )
+
+
+def with_added(found: Found, names: Iterable[str]) -> Found:
+    """The same tokenizer with more control tokens, numbered after all others; names that it has already change nothing.
+
+    It is saved as a tokenizer.json, whatever it was read from.
+    """
+    known = _names(found.document)
+    new = [name for name in names if name not in known.values()]
+    first = max(known) + 1
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": first + number, "content": name, **flags} for number, name in enumerate(new)]
+    document = {**found.document, "added_tokens": [*found.document["added_tokens"], *added]}
+    content = (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode()
+    return replace(
+        found,
+        document=document,
+        files={**found.files, "tokenizer.json": content},
+        control=tuple(dict.fromkeys([*found.control, *new])),
+        hash=hashlib.sha256(b"tokenizer.json\0" + content).hexdigest(),
     )
 
 

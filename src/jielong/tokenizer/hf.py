@@ -19,6 +19,7 @@ from jielong.tokenizer.fast import QWEN2_SPLIT, merge_pair
 from jielong.tokenizer.spelling import CHARACTERS, NUM_BYTES, spell, unspell
 
 SPLIT_PATTERN = QWEN2_SPLIT
+CLS, SEP, MASK = "<|cls|>", "<|sep|>", "<|mask|>"
 
 
 def _pre_tokenizer() -> dict[str, Any]:
@@ -32,7 +33,10 @@ def _pre_tokenizer() -> dict[str, Any]:
 
 
 def tokenizer_document(merges: Sequence[tuple[bytes, bytes]], specials: Sequence[str]) -> dict[str, Any]:
-    """The content of tokenizer.json: bytes, then merges, then specials, in id order; no normaliser."""
+    """The content of tokenizer.json: bytes, then merges, then specials, in id order; no normaliser.
+
+    With an encoder's control tokens among the specials, a text gets [cls] before and [sep] behind it, and so do two.
+    """
     vocab = {CHARACTERS[byte]: byte for byte in range(NUM_BYTES)}
     for left, right in merges:
         vocab[spell(left + right)] = len(vocab)
@@ -55,7 +59,7 @@ def tokenizer_document(merges: Sequence[tuple[bytes, bytes]], specials: Sequence
         "added_tokens": added,
         "normalizer": None,
         "pre_tokenizer": _pre_tokenizer(),
-        "post_processor": None,
+        "post_processor": _surroundings(added),
         "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
         "model": {
             "type": "BPE",
@@ -72,14 +76,36 @@ def tokenizer_document(merges: Sequence[tuple[bytes, bytes]], specials: Sequence
     }
 
 
+def _surroundings(added: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The post-processor that puts an encoder's control tokens around one text or two; None without such tokens."""
+    ids = {token["content"]: token["id"] for token in added}
+    if CLS not in ids:
+        return None
+
+    def control(name: str, kind: int) -> dict[str, Any]:
+        return {"SpecialToken": {"id": name, "type_id": kind}}
+
+    def sequence(name: str, kind: int) -> dict[str, Any]:
+        return {"Sequence": {"id": name, "type_id": kind}}
+
+    single = [control(CLS, 0), sequence("A", 0), control(SEP, 0)]
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, sequence("B", 1), control(SEP, 1)],
+        "special_tokens": {name: {"id": name, "ids": [ids[name]], "tokens": [name]} for name in (CLS, SEP)},
+    }
+
+
 def tokenizer_settings(specials: Sequence[str], chat_template: str) -> dict[str, Any]:
     """The content of tokenizer_config.json: which class reads the file, the names of the specials, the template."""
+    named = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
+    encoders = {"cls_token": CLS, "sep_token": SEP, "mask_token": MASK}
+    named |= {key: name for key, name in encoders.items() if name in specials}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<|bos|>",
-        "eos_token": "<|eos|>",
-        "pad_token": "<|pad|>",
-        "additional_special_tokens": [name for name in specials if name not in ("<|bos|>", "<|eos|>", "<|pad|>")],
+        **named,
+        "additional_special_tokens": [name for name in specials if name not in named.values()],
         "clean_up_tokenization_spaces": False,
         "chat_template": chat_template,
     }
@@ -127,6 +153,15 @@ def is_own(document: dict[str, Any], specials: Sequence[str]) -> bool:
     added = document.get("added_tokens")
     found = [token.get("content") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
     return 2 * sum(name in found for name in specials) > len(specials) + 1  # others share up to four of the names
+
+
+def extra_specials(document: dict[str, Any], specials: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Control tokens behind the usual ones in a tokenizer.json of this package; () where one of them is unknown."""
+    added = document.get("added_tokens")
+    tokens = added if isinstance(added, list) else []
+    names = [str(token.get("content")) for token in tokens if isinstance(token, dict)]
+    extra = tuple(names[len(specials) :])
+    return extra if set(extra) <= set(known) else ()
 
 
 def read_merges(document: dict[str, Any], path: Path, specials: Sequence[str]) -> list[tuple[bytes, bytes]]:

@@ -24,7 +24,7 @@ from jielong.errors import ModelError, UsageError
 from jielong.tokenizer import hf
 from jielong.tokenizer.chat import CHAT_TEMPLATE, ChatForm, OwnForm
 from jielong.tokenizer.codec import Codec, without_surrogates
-from jielong.tokenizer.foreign import Found, read_folder
+from jielong.tokenizer.foreign import Found, read_folder, with_added
 from jielong.tokenizer.spelling import NUM_BYTES
 from jielong.tokenizer.template import TemplateForm
 
@@ -42,7 +42,8 @@ class Parts:
 
     codec: text to ids. form: how conversations are written; None for a base model of others. bos_id, eos_id, pad_id,
     stop_ids: see Tokenizer. prefix_ids, suffix_ids: what stands before and after a document. files: name -> content,
-    what `save` writes. hash: equal hash, equal ids.
+    what `save` writes. hash: equal hash, equal ids. origin: the merges of one of our own, or what another's folder
+    held. mask_id: what an encoder sees in a hidden token's place.
     """
 
     codec: Codec
@@ -55,6 +56,8 @@ class Parts:
     suffix_ids: tuple[int, ...]
     files: Mapping[str, bytes | str]
     hash: str
+    origin: Found | Sequence[tuple[bytes, bytes]]
+    mask_id: int | None = None
 
 
 class Tokenizer:
@@ -67,6 +70,7 @@ class Tokenizer:
     stop_ids: the ids that end a completion. prefix_ids, suffix_ids: what `transformers` puts around a text; () for
     GPT-2, bos before it for Llama and for our own.
     special_ids: all control tokens by name. role_ids: {"system": id, "user": id, "assistant": id} of our own, else {}.
+    mask_id: stands in the place of a token that an encoder is to guess; None where there is none.
     form: see `chat.ChatForm`; None for a base model of others. is_own: False for one that others made.
     hash: sha256 (hex) of what decides the ids; equal hash, equal ids.
     """
@@ -80,9 +84,12 @@ class Tokenizer:
         "<|assistant|>",
         "<|end|>",
     )
+    ENCODER: ClassVar[tuple[str, ...]] = (hf.CLS, hf.SEP, hf.MASK)  # what an encoder of ours has beside them
+    TASK: ClassVar[tuple[str, ...]] = ("<|start|>", "<|delimiter|>", "<|extract|>")  # GPT-1's, for fine-tuning
 
     def __init__(self, parts: Parts) -> None:
-        self._codec, self._files = parts.codec, parts.files
+        self._codec, self._files, self._origin = parts.codec, parts.files, parts.origin
+        self.mask_id = parts.mask_id
         self.form = parts.form
         self.is_own = isinstance(parts.form, OwnForm)
         self.vocab_size: int = parts.codec.size
@@ -94,9 +101,9 @@ class Tokenizer:
         self.hash = parts.hash
 
     @classmethod
-    def from_merges(cls, merges: Sequence[tuple[bytes, bytes]]) -> Tokenizer:
+    def from_merges(cls, merges: Sequence[tuple[bytes, bytes]], more: Sequence[str] = ()) -> Tokenizer:
         """One of our own. merges: pairs of byte strings to join, first learned first; each part is a byte or an earlier
-        join.
+        join. more: control tokens behind the usual ones, of ENCODER and TASK.
 
         Raises ModelError for a pair with an unknown part or a join that exists already.
         """
@@ -108,11 +115,12 @@ class Tokenizer:
                     "join, and the join must be new"
                 )
             known.add(left + right)
-        document = hf.tokenizer_document(merges, cls.SPECIALS)
-        codec = Codec(document, cls.SPECIALS, "tokenizer.json")
+        specials = (*cls.SPECIALS, *more)
+        document = hf.tokenizer_document(merges, specials)
+        codec = Codec(document, specials, "tokenizer.json")
         codec.speed_up()
         ids = codec.control_ids
-        settings = hf.tokenizer_settings(cls.SPECIALS, CHAT_TEMPLATE)
+        settings = hf.tokenizer_settings(specials, CHAT_TEMPLATE)
         parts = Parts(
             codec=codec,
             form=OwnForm(codec, ids),
@@ -120,12 +128,27 @@ class Tokenizer:
             eos_id=ids["<|eos|>"],
             pad_id=ids["<|pad|>"],
             stop_ids=(ids["<|eos|>"], ids["<|end|>"]),
-            prefix_ids=(ids["<|bos|>"],),
-            suffix_ids=(),
+            prefix_ids=(ids.get(hf.CLS, ids["<|bos|>"]),),
+            suffix_ids=(ids[hf.SEP],) if hf.SEP in ids else (),
             files={"tokenizer.json": hf.json_text(document), "tokenizer_config.json": hf.json_text(settings)},
             hash=config_hash(document),
+            origin=merges,
+            mask_id=ids.get(hf.MASK),
         )
         return cls(parts)
+
+    def with_controls(self, names: Sequence[str]) -> Tokenizer:
+        """A tokenizer with more control tokens, numbered after all others; itself when it has them.
+
+        Text is encoded as before. names: of ENCODER or TASK. The model needs a row more for each: see `model.rehead`.
+        """
+        missing = [name for name in names if name not in self.special_ids]
+        if not missing:
+            return self
+        if isinstance(self._origin, Found):
+            return Tokenizer(_foreign_parts(with_added(self._origin, missing)))
+        own = [name for name in self.special_ids if name not in self.SPECIALS]
+        return Tokenizer.from_merges(self._origin, (*own, *missing))
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -151,9 +174,10 @@ class Tokenizer:
         if not hf.is_own(found.document, cls.SPECIALS):
             return cls(_foreign_parts(found))
         path = Path(folder) / "tokenizer.json"
-        merges = hf.read_merges(found.document, path, cls.SPECIALS)
+        more = hf.extra_specials(found.document, cls.SPECIALS, (*cls.ENCODER, *cls.TASK))
+        merges = hf.read_merges(found.document, path, (*cls.SPECIALS, *more))
         try:
-            return cls.from_merges(merges)
+            return cls.from_merges(merges, more)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
 
@@ -238,6 +262,8 @@ def _foreign_parts(found: Found) -> Parts:
         suffix_ids=suffix_ids,
         files=found.files,
         hash=found.hash,
+        origin=found,
+        mask_id=named.get("mask"),
     )
 
 
