@@ -1,6 +1,6 @@
 """The sub-runs of alignment.py: PPO in its variants, DPO, learning from chosen replies, and best of n without learning.
 
-Each leaves {"points": [...], ...} and nothing else; a point says how many seconds of work a policy took, and where it is
+Each leaves {"points": [...], ...} and nothing else; a point says how many seconds of work a policy took and where it is
 (alignment_setting.Judge.point). Seconds are of the processor (all threads), so that a busy machine changes nothing, and
 those of judging are not counted.
 """
