@@ -102,20 +102,27 @@ class Bench:
     def runs(self) -> dict[str, Callable[[], Result]]:
         options = self.options
         episodes = options.iterations * self.setting.settings("ppo").rollout_rows
-        found: dict[str, Callable[[], Result]] = {"start": self.start}
-        for beta in sorted(BETAS, key=lambda beta: beta != 0.05):  # the one that others are compared with comes first
-            found[f"beta-{beta:g}"] = lambda beta=beta: self.ppo(beta, tax=True)  # type: ignore[misc]
-        return found | {
+
+        def ppo(beta: float, ptx: str | None = None) -> Callable[[], Result]:
+            return lambda: self.ppo(beta, ptx, tax=True)
+
+        # What others are compared with comes first; what a run that is cut short can do without, last.
+        return {
+            "start": self.start,
+            "beta-0.05": ppo(0.05),
+            "beta-0": ppo(0.0),
+            "beta-0.2": ppo(0.2),
             "curve": lambda: run_curve(self.setting, self.judge, options.curve_prompts, 64),
-            "dpo": lambda: run_dpo(self.setting, self.judge, 0.1, 2e-4, 2.0),
-            "best-of-n-tuning": lambda: run_best_of_n(self.setting, self.judge, episodes, 8, 3e-4, 6),
-            "chosen": lambda: run_chosen(self.setting, self.judge, 3e-4, 3),
             "null-shuffled": self.null_shuffled,
+            "dpo": lambda: run_dpo(self.setting, self.judge, 0.1, 2e-4, 2.0),
+            "chosen": lambda: run_chosen(self.setting, self.judge, 3e-4, 3),
+            "best-of-n-tuning": lambda: run_best_of_n(self.setting, self.judge, episodes, 8, 3e-4, 6),
             "null-random": lambda: self.null(RandomReward(self.setting.recipe.run.seed), 0.05),
             "null-huge-beta": lambda: self.null(None, 100.0),
-            "ptx-sft": lambda: self.ppo(0.05, "sft", tax=True),
-            "ptx-pretrain": lambda: self.ppo(0.05, "pretrain", tax=True),
+            "ptx-sft": ppo(0.05, "sft"),
+            "beta-0.02": ppo(0.02),
             "few-labels": self.few_labels,
+            "ptx-pretrain": ppo(0.05, "pretrain"),
         }
 
 

@@ -56,8 +56,12 @@ def main() -> None:
     options = parser.parse_args()
     runtime = detect("cpu", dtype="float32", threads=options.threads)
     tokenizer = Tokenizer.train(["a"], 263)
-    sizes = dict(width=64, decoder_layers=2, num_heads=2, num_kv_heads=1, head_size=32, ffn_width=128)
-    policy = Transformer(ModelConfig(vocab_size=263, max_length=64, **sizes))
+    policy = Transformer(
+        ModelConfig(
+            vocab_size=263, max_length=64, width=64, decoder_layers=2, num_heads=2, num_kv_heads=1, head_size=32,
+            ffn_width=128,
+        )
+    )  # fmt: skip
     policy.init_weights(torch.Generator().manual_seed(0))
     reward = RewardModel(scalar_from_policy(policy, torch.Generator().manual_seed(1)), gain=100.0)
     config = PPOConfig(

@@ -163,9 +163,10 @@ def ours_dpo(folder: Path, data: dict[str, Any], dtype: str, steps: int) -> Outc
     from jielong.train.optim import OptimizerConfig, build_optimizer
 
     runtime, (model, tokenizer) = detect("cpu", dtype), load(folder / "policy")
-    items = []
+    items, end = [], tokenizer.eos_id
+    assert end is not None
     for pair in data["pairs"][: steps * BATCH_ROWS]:
-        replies = [tokenizer.encode(pair[name]) + [tokenizer.eos_id] for name in ("chosen", "rejected")]
+        replies = [[*tokenizer.encode(pair[name]), end] for name in ("chosen", "rejected")]
         prompt = tokenizer.encode(pair["prompt"])
         items.append(Candidates([[*prompt, *reply] for reply in replies], [len(reply) for reply in replies], [(0, 1)]))
     started = time.perf_counter()
