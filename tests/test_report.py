@@ -13,6 +13,7 @@ import pytest
 from jielong.log import MetricsLog
 from jielong.report import verdicts, write_report
 from jielong.report.curves import Line, Panel, draw, smooth
+from jielong.report.panels import panels
 
 FIGURES: dict[str, dict[str, Any]] = {
     "curate": {
@@ -46,6 +47,7 @@ FIGURES: dict[str, dict[str, Any]] = {
     },
 }
 SAMPLES = [{"skill": "story", "prompt": "<script>alert(1)</script>", "base": "a & b", "sft": "讲 <b>个</b>", "ppo": ""}]
+BEST_LIKED = [{"prompt": "p <1>", "reply": "the end the end", "proxy_reward": 9.25, "gold_reward": 0.5}]
 RECIPE = """
 [run]
 name = "demo"
@@ -77,11 +79,13 @@ def run_folder(tmp_path: Path) -> Path:
             value = 5.0 / step
             log.write(step, loss_nats=value, heldout_loss_nats=value, heldout_bits_per_byte=value)
             log.write(step, heldout_accuracy=0.6, tokens_per_second=2e4)
-            log.write(step, proxy_reward=value, gold_reward=value, kl_nats_per_reply=value, reply_tokens=30.0)
+            log.write(step, proxy_reward=value, gold_reward=value, kl_nats_per_reply=value - 0.5, reply_tokens=30.0)
+            log.write(step, ended_rate=0.9, distinct_1=0.2, distinct_2=0.5, repeated_4gram_rate=0.1)
     (tmp_path / "01-curate" / "ledger.json").write_text(
         json.dumps({"removed": {"near_duplicate": 7, "too_short": 3}, "examples": {"too_short": ["<i>hm</i>"]}})
     )
     (tmp_path / "07-evaluate" / "samples.json").write_text(json.dumps(SAMPLES))
+    (tmp_path / "06-ppo" / "best_liked.json").write_text(json.dumps(BEST_LIKED))
     return tmp_path
 
 
@@ -193,7 +197,7 @@ def test_page_is_whole_and_loads_nothing(run_folder: Path) -> None:
     assert len(page.ids) == len(set(page.ids))
     html = (run_folder / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"@import|url\((?!#)|xmlns", html)
-    assert html.count("<svg") == 8  # pretrain 2, sft 1, reward 2, ppo 3
+    assert html.count("<svg") == 11  # pretrain 2, sft 1, reward 2, ppo 6
 
 
 def test_page_shows_samples_escaped_and_side_by_side(run_folder: Path) -> None:
@@ -204,8 +208,36 @@ def test_page_shows_samples_escaped_and_side_by_side(run_folder: Path) -> None:
     assert "讲 &lt;b&gt;个&lt;/b&gt;" in html
     assert re.findall(r'<blockquote data-model="(\w+)"', html) == ["base", "sft", "ppo"]
     text = " ".join(read_page(run_folder).text)
+    assert "p <1>" in text
     for shown in ("near_duplicate", "<i>hm</i>", "CC0 <public>", "5-gram", "a <fast> one", "https://example.org"):
         assert shown in text
+
+
+def test_replies_that_the_reward_likes_best_stand_beside_the_judge(run_folder: Path) -> None:
+    write_report(run_folder)
+    html = (run_folder / "report.html").read_text(encoding="utf-8")
+    shown = html.partition("the 1 replies that the reward likes best")[2].partition("</details>")[0]
+    assert re.findall(r"<t[hd](?: [^>]*)?>(.*?)</t[hd]>", shown) == [
+        "prompt", "reply", "proxy", "gold", "p &lt;1&gt;", "the end the end", "9.25", "0.5",
+    ]  # fmt: skip
+
+
+def test_reward_against_distance_is_over_the_root_and_never_of_less_than_nothing() -> None:
+    metrics = [
+        {"step": 1, "proxy_reward": 0.5, "kl_nats_per_reply": -0.1},
+        {"step": 2, "proxy_reward": 1.0, "kl_nats_per_reply": 4.0, "gold_reward": 3.0},
+    ]
+    [panel] = [panel for panel in panels("ppo", metrics, {}) if panel.title == "reward against distance"]
+    proxy, gold = panel.lines
+    assert (proxy.steps, proxy.values, proxy.dots) == ([0.0, 2.0], [0.5, 1.0], True)
+    assert (gold.steps, gold.values) == ([2.0], [3.0])
+    assert "<svg" in draw(panel, "x")
+
+
+def test_best_of_n_shows_its_curve() -> None:
+    figures = {"best_of_n_proxy": {"4": 2.0, "1": 0.0, "16": 3.0}, "best_of_n_gold": {}}
+    [panel] = panels("best_of_n", [], figures)
+    assert [(line.steps, line.values) for line in panel.lines] == [([0.0, 2.0, 4.0], [0.0, 2.0, 3.0])]
 
 
 def test_failed_rule_is_seen(run_folder: Path) -> None:

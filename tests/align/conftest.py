@@ -29,6 +29,7 @@ class TinyTokenizer:
     eos_id: int = EOS
     end_id: int = END
     stop_ids: tuple[int, ...] = (EOS, END)
+    is_own: bool = False  # a model may have rows to spare
 
     def decode(self, ids: list[int]) -> str:
         return "".join("abcdefghi"[i] for i in ids if i < 9)

@@ -155,3 +155,40 @@ def test_masked_mean() -> None:
     values = torch.tensor([[1.0, 2.0, 30.0]])
     assert masked_mean(values, torch.tensor([[True, True, False]])).item() == 1.5
     assert masked_mean(values, torch.tensor([[False, False, False]])).item() == 0.0
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 2**20])
+def test_a_frozen_unembedding_gets_no_gradient_and_the_rest_the_same(
+    build, tokens: Tensor, kept_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(module, "KEPT_BYTES", kept_bytes)
+    model: Transformer = build(tied=False)
+    found = []
+    for frozen in (False, True):
+        model.zero_grad()
+        model.unembed_weight.requires_grad_(not frozen)
+        scored_logprobs(model, tokens, SEGMENTS, make_mask(), entropy=False)[0].sum().backward()
+        assert (model.unembed_weight.grad is None) == frozen
+        found.append([p.grad.clone() for p in model.parameters() if p is not model.unembed_weight])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("family", ["jie", "biased"])
+def test_rows_beyond_the_vocabulary_have_no_probability_and_no_gradient(
+    build_family, tokens: Tensor, family: str
+) -> None:  # type: ignore[no-untyped-def]
+    """As if the model had ended where the tokenizer does; the plain twin cuts the logits."""
+    changes = {"logit_scale": 0.577, "logit_bias": True} if family == "biased" else {}
+    model: Transformer = build_family("jie", tie_embeddings=False, **changes)
+    num, temperature = 50, 0.7
+    tokens = tokens.clamp(max=num - 1)
+    logits = model(tokens, SEGMENTS)[..., :num]
+    expected = token_logprobs(logits, tokens, temperature) * make_mask()
+    spread = torch.distributions.Categorical(logits=logits[:, :-1].float() / temperature).entropy()
+    found, entropy = scored_logprobs(model, tokens, SEGMENTS, make_mask(), temperature, vocab_size=num)
+    assert entropy is not None
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(entropy, F.pad(spread, (1, 0)) * make_mask(), rtol=1e-4, atol=1e-5)
+    found.sum().backward()
+    gradient = model.unembed_weight.grad
+    assert gradient is not None and gradient[:num].any() and not gradient[num:].any()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +64,7 @@ batch_rows = 2
 learning_rate = 1e-3
 max_new_tokens = 16
 judged_prompts = 8
+checkpoint_every = 2
 """
 NAMES = ("grpo", "rloo", "dpo", "best_of_n")
 
@@ -100,6 +104,11 @@ def test_every_kind_leaves_a_model_and_its_figures(run: Path) -> None:
         found = figures[name]
         assert 0 <= found["gold_win_rate_ci95"][0] <= found["gold_win_rate"] <= found["gold_win_rate_ci95"][1] <= 1
         assert "proxy_reward_after" in found
+        assert 0 < found["distinct_2_after"] <= 1 and 0 <= found["repeated_4gram_rate_after"] <= 1
+        liked = json.loads((run / f"{6 + NAMES.index(name):02d}-{name}" / "best_liked.json").read_text("utf-8"))
+        rewards = [each["proxy_reward"] for each in liked]
+        assert len(liked) == 10 and rewards == sorted(rewards, reverse=True)
+        assert all(0 <= each["gold_reward"] <= 5.6 and each["reply"] is not None for each in liked)
     assert figures["grpo"]["episodes"] == 32 and figures["rloo"]["episodes"] == 16
     # the second stage of kind grpo goes by its own name
     assert set(figures["evaluate"]["exact_match"]) == {"base", "sft", "grpo", "rloo", "dpo", "best_of_n"}
@@ -113,6 +122,7 @@ def test_verified_answers_need_no_reward_model(run: Path) -> None:
     assert low <= figures["verified_rate_after"] <= high and "gold_win_rate" not in figures
     metrics = [json.loads(line) for line in (run / "07-rloo" / "metrics.jsonl").read_text().splitlines()]
     assert all(row["skipped_rate"] == 0 and 0 <= row["proxy_reward"] <= 1 for row in metrics)
+    assert all(0 < row["distinct_1"] <= 1 and 0 < row["ended_rate"] + row["reply_tokens"] for row in metrics)
     assert not any("gold_reward" in row for row in metrics)
 
 
@@ -132,6 +142,35 @@ def test_best_of_n_has_its_curve(run: Path) -> None:
     figures = figures_of(run)["best_of_n"]
     assert figures["chosen"] == 12 and figures["kl_bound_nats"] == pytest.approx(math.log(4) - 0.75)
     assert set(figures["best_of_n_gold"]) == {"1", "2", "4"}
+
+
+@pytest.mark.parametrize(("name", "step", "start"), [("grpo", 3, 2), ("dpo", 6, 4), ("best_of_n", 3, 2)])
+def test_killed_and_given_again_it_is_bit_equal(
+    name: str,
+    step: int,
+    start: int,
+    run: Path,
+    tmp_path: Path,
+    trouble: Callable[..., tuple[int, str]],
+    invoke: Callable[..., tuple[int, str, str]],
+    sha256: Callable[[Path], str],
+    lasting: Callable[[Any], Any],
+    metrics_of: Callable[[Path], list[dict[str, Any]]],
+) -> None:
+    folder, later = tmp_path / "micro", (*NAMES[NAMES.index(name) :], "evaluate")
+    shutil.copytree(run, folder, ignore=lambda _, names: [n for n in names if n[3:] in later])
+    command = ("run", run.parent / "r.toml", "--out", folder, "--until", name)
+    code, errors = trouble(*command, stage=name, step=step, moment="after_step")
+    assert code == -signal.SIGKILL, errors
+    code, _, said = invoke(*command)
+    unit = "iteration" if name == "grpo" else "step"
+    assert code == 0 and f"{name}: going on from {unit} {start}\n" in said, said
+    ours, theirs = (each / f"{6 + NAMES.index(name):02d}-{name}" for each in (folder, run))
+    assert sha256(ours / "model" / "model.safetensors") == sha256(theirs / "model" / "model.safetensors")
+    assert lasting(metrics_of(ours)) == lasting(metrics_of(theirs))
+    for left in ("samples.json", "best_liked.json", "curve.json"):
+        assert (ours / left).exists() == (theirs / left).exists()
+        assert not (theirs / left).exists() or (ours / left).read_bytes() == (theirs / left).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -194,7 +233,7 @@ def test_two_reward_models_judge_as_one(recipe: Path, copied: Callable[[str], Pa
     assert scales[0] != scales[1]
 
 
-def test_a_service_that_is_down_stops_the_run_and_it_goes_on_afterwards(
+def test_a_service_that_is_down_stops_the_run(
     recipe: Path, copied: Callable[[str], Path], invoke: Callable[..., tuple[int, str, str]], stage_of: StageOf
 ) -> None:
     folder = copied("ppo")
@@ -203,3 +242,53 @@ def test_a_service_that_is_down_stops_the_run_and_it_goes_on_afterwards(
     code, _, said = invoke(*command)
     assert code == 1 and "[ppo] the reward could not judge 8 of 8 replies" in said.replace("\n", " "), said
     assert not (stage_of(folder, "ppo") / "DONE").exists()
+
+
+class Service(BaseHTTPRequestHandler):
+    """Judges by length; `down_at` is the request from which on it fails, until it is mended."""
+
+    asked = 0
+    down_at: int | None = None
+
+    def do_POST(self) -> None:
+        items = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["items"]
+        Service.asked += 1
+        if Service.down_at is not None and Service.asked >= Service.down_at:
+            self.send_error(503)
+            return
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"scores": [len(item["reply"]) / 10 for item in items]}).encode())
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_a_service_that_goes_down_costs_nothing_but_the_time(
+    recipe: Path,
+    copied: Callable[[str], Path],
+    invoke: Callable[..., tuple[int, str, str]],
+    stage_of: StageOf,
+    sha256: Callable[[Path], str],
+    tmp_path: Path,
+) -> None:
+    """It fails in the fourth of six iterations; the same command then goes on from the second, to the same weights."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    folder, whole = copied("ppo"), tmp_path / "whole"
+    shutil.copytree(folder, whole)
+    settings = ["--until", "ppo", "--set", "ppo.reward=http", "--set", "ppo.judged_prompts=2"]
+    settings += ["--set", f"ppo.reward_url=http://127.0.0.1:{server.server_address[1]}/score"]
+    try:
+        Service.asked, Service.down_at = 0, 4
+        code, _, said = invoke("run", recipe, "--out", folder, *settings)
+        assert code == 1 and "could not judge 8 of 8 replies" in said.replace("\n", " "), said
+        Service.down_at = None
+        code, _, said = invoke("run", recipe, "--out", folder, *settings)
+        assert code == 0 and "ppo: going on from iteration 2\n" in said, said
+        assert invoke("run", recipe, "--out", whole, *settings)[0] == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+    weights = [sha256(stage_of(each, "ppo") / "model" / "model.safetensors") for each in (folder, whole)]
+    assert weights[0] == weights[1]

@@ -52,11 +52,13 @@ def policy_terms(logprobs: Tensor, batch: Rollout, clip_range: float) -> tuple[T
     return loss.sum(), metrics
 
 
-def policy_loss(config: PolicyConfig) -> Objective[Transformer, Rollout]:
-    """Objective of the policy; log-probabilities by the code path of the rollout's own."""
+def policy_loss(config: PolicyConfig, vocab_size: int | None = None) -> Objective[Transformer, Rollout]:
+    """Objective of the policy; log-probabilities by the code path of the rollout's own. vocab_size: the tokenizer's."""
 
     def objective(model: Transformer, batch: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
-        logprobs, _ = scored_logprobs(model, batch.tokens, None, batch.mask, config.temperature, entropy=False)
+        logprobs, _ = scored_logprobs(
+            model, batch.tokens, None, batch.mask, config.temperature, entropy=False, vocab_size=vocab_size
+        )
         return policy_terms(logprobs, batch, config.clip)
 
     return objective
@@ -154,7 +156,8 @@ def update(
     text: step of this update -> rows for PPO-ptx.
     Returns means over the steps. Raises TrainingError when the ratios of the first minibatch are not 1.
     """
-    objective, policy, tally, num_steps, stopped = policy_loss(config), learner.actors.policy, _Tally(), 0, False
+    objective = policy_loss(config, learner.actors.tokenizer.vocab_size)
+    policy, tally, num_steps, stopped = learner.actors.policy, _Tally(), 0, False
     for batch in _passes(rollout, config, runtime, iteration):
         if isinstance(config, GRPOConfig) or iteration >= config.critic_warmup_iterations:
             micro_batches: list[Rollout | Batch] = list(batch)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from jielong.align.advantages import explained_variance, gae, token_rewards, whiten
 from jielong.align.comparisons import pad_rows
+from jielong.align.diversity import diversity_figures
 from jielong.align.judges import ReplyScorer, Scorer, judged_rows
 from jielong.align.kl import k1, k3
 from jielong.align.settings import PolicyConfig, PPOConfig
@@ -152,16 +153,16 @@ def _read(actors: Actors, tokens: Tensor, mask: Tensor, ends: Tensor, config: Po
 
     Log-probabilities are a pass of the training code, not the engine's: ratios then start at exactly 1.
     """
-    empty = torch.zeros(tokens.shape, device=tokens.device)
+    empty, words = torch.zeros(tokens.shape, device=tokens.device), actors.tokenizer.vocab_size
     found = _Read(empty, empty.clone(), empty.clone(), empty.clone(), torch.zeros(len(tokens), device=tokens.device))
     for rows in (rows for minibatch in minibatch_rows(len(tokens), config) for rows in minibatch):
         length = int(ends[rows].max()) + 1
         shown, scored = tokens[rows, :length], mask[rows, :length]
-        logprobs, entropy = scored_logprobs(actors.policy, shown, None, scored, config.temperature)
+        logprobs, entropy = scored_logprobs(actors.policy, shown, None, scored, config.temperature, vocab_size=words)
         assert entropy is not None
         found.logprobs[rows, :length], found.entropy[rows, :length] = logprobs, entropy
         # The same call as the policy's, entropy included: equal weights must give equal bits.
-        reference, _ = scored_logprobs(actors.reference, shown, None, scored, config.temperature)
+        reference, _ = scored_logprobs(actors.reference, shown, None, scored, config.temperature, vocab_size=words)
         found.ref_logprobs[rows, :length] = reference
         if actors.critic is not None:
             values = values_before(actors.critic, shown)
@@ -237,6 +238,7 @@ def sample(
         "proxy_reward": float(score.mean()),
         "proxy_reward_final": float(final.mean()),
         "ended_rate": float(ended.float().mean()),
+        **diversity_figures(completions),
         "entropy_nats": float(masked_mean(read.entropy, mask)),
         "engine_gap_largest_nats": largest,
         "engine_gap_mean_nats": mean,

@@ -20,11 +20,17 @@ from jielong.tokenizer.tokenizer import Tokenizer
 
 
 def heldout_logprobs(
-    model: Transformer, rows: Rows, runtime: Runtime, batch_rows: int = 32, temperature: float = 1.0
+    model: Transformer,
+    rows: Rows,
+    runtime: Runtime,
+    batch_rows: int = 32,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
 ) -> Tensor:
     """log p of every scored token at `temperature`, nats: (R, T) float32 on the CPU, zero where `rows.mask` is False.
 
     The model is put in eval() for the time being and its mode restored. `batch_rows` bounds memory, not the result.
+    vocab_size: as in `scored_logprobs`, where the rows were sampled by an engine.
     """
     training = model.training
     model.eval()
@@ -34,7 +40,7 @@ def heldout_logprobs(
             batch = rows.batch(list(range(first, min(first + batch_rows, len(rows))))).to(runtime.device)
             with runtime.autocast():
                 logprobs, _ = scored_logprobs(
-                    model, batch.tokens, batch.segments, batch.mask, temperature, entropy=False
+                    model, batch.tokens, batch.segments, batch.mask, temperature, False, vocab_size
                 )
             pieces.append(logprobs.cpu())
     model.train(training)

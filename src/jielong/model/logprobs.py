@@ -47,15 +47,17 @@ def scored_logprobs(
     mask: Tensor,
     temperature: float = 1.0,
     entropy: bool = True,
+    vocab_size: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """(log-probabilities, entropies) in nats at the scored tokens, each (B, T) float32, zero where mask is False.
 
     tokens, segments: as for Transformer. mask: (B, T) bool, True at tokens to score; never at the first token of a
     segment nor at padding. Logits are made at scored positions alone, a chunk at a time. Gradients flow through both
-    results. entropy=False saves its cost and gives None.
+    results. entropy=False saves its cost and gives None. vocab_size: tokens that there are, where the model has rows
+    beyond them, as embeddings of others are padded to round numbers; those then have no probability, as in the engine.
     """
     check_mask(mask, segments)
-    return hidden_logprobs(model, model.hidden(tokens, segments), tokens, mask, temperature, entropy)
+    return hidden_logprobs(model, model.hidden(tokens, segments), tokens, mask, temperature, entropy, vocab_size)
 
 
 def hidden_logprobs(
@@ -65,6 +67,7 @@ def hidden_logprobs(
     mask: Tensor,
     temperature: float = 1.0,
     entropy: bool = True,
+    vocab_size: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """`scored_logprobs` of hidden states (B, T, D) that the caller made: with a source, or with router statistics.
 
@@ -76,11 +79,12 @@ def hidden_logprobs(
     if divisor != 1.0:
         tellers = tellers / divisor
     bias = model.logit_bias if model.logit_bias is None else model.logit_bias / temperature
+    weight = model.unembed_weight
+    if vocab_size is not None and vocab_size < len(weight):
+        weight, bias = weight[:vocab_size], bias if bias is None else bias[:vocab_size]
     autocast = torch.is_autocast_enabled(hidden.device.type)
     dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else hidden.dtype
-    chosen, spread = _LinearLogprobs.apply(
-        tellers.to(dtype), model.unembed_weight.to(dtype), bias, tokens[:, 1:][told], entropy
-    )
+    chosen, spread = _LinearLogprobs.apply(tellers.to(dtype), weight.to(dtype), bias, tokens[:, 1:][told], entropy)
     zeros = torch.zeros(mask.shape, device=mask.device)
     return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, spread) if entropy else None
 
@@ -189,12 +193,14 @@ class _LinearLogprobs(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, d_logprobs: Tensor | None, d_spread: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         hidden, weight, bias, targets, logprobs, spread, kept = ctx.saved_tensors
         d_logprobs = torch.zeros_like(logprobs) if d_logprobs is None else d_logprobs
-        d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-        d_bias = None if bias is None else torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
+        # What is frozen gets no gradient, and none is computed: with LoRA the unembedding's would be most of the work.
+        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
+        d_hidden = torch.empty_like(hidden) if of_hidden else None
+        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if of_weight else None
+        d_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device) if of_bias else None
         for rows in _chunks(hidden.shape[0], weight.shape[0], hidden.device):
             outer, chosen = d_logprobs[rows, None], targets[rows, None]
             if kept is not None and d_spread is None:
@@ -210,11 +216,14 @@ class _LinearLogprobs(torch.autograd.Function):
             if d_spread is not None:
                 at_target -= logprobs[rows, None].exp() * d_spread[rows, None] * (logprobs + spread)[rows, None]
             d_logits.scatter_(1, chosen, at_target.to(hidden.dtype))
-            d_hidden[rows] = d_logits @ weight
-            d_weight += d_logits.t() @ hidden[rows]
+            if d_hidden is not None:
+                d_hidden[rows] = d_logits @ weight
+            if d_weight is not None:
+                d_weight += d_logits.t() @ hidden[rows]
             if d_bias is not None:
                 d_bias += d_logits.sum(dim=0)
-        return d_hidden, d_weight.to(weight.dtype), None if d_bias is None else d_bias.to(bias.dtype), None, None
+        d_weight = None if d_weight is None else d_weight.to(weight.dtype)
+        return d_hidden, d_weight, None if d_bias is None else d_bias.to(bias.dtype), None, None
 
 
 def _distribution(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -44,23 +44,25 @@ MAX_POINTS = 400
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. faint: drawn behind the others, as raw values behind their mean."""
+    """One curve. faint: drawn behind the others, as raw values behind their mean. dots: points without a line."""
 
     label: str
     steps: Sequence[float]
     values: Sequence[float]
     faint: bool = False
+    dots: bool = False
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot. levels: horizontal lines (label, value), the baselines."""
+    """One plot. levels: horizontal lines (label, value), the baselines. whole: the x axis counts something."""
 
     title: str
     lines: Sequence[Line]
     levels: Sequence[tuple[str, float]] = ()
     x_label: str = "step"
     y_limits: tuple[float, float] | None = field(default=None)
+    whole: bool = True
 
 
 def column(metrics: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
@@ -93,13 +95,14 @@ def draw(panel: Panel, name: str) -> str:
 def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.set_title(panel.title)
     axes.set_xlabel(panel.x_label)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=panel.whole))
     strong = 0
     for line in panel.lines:
         stride = max(1, len(line.steps) // MAX_POINTS)
         color = SERIES[strong % len(SERIES)]
-        style = {"linewidth": 0.8, "alpha": 0.35} if line.faint else {"linewidth": 1.6, "label": line.label}
-        marker = "o" if len(line.steps) < 12 and not line.faint else None
+        style: Any = {"linewidth": 0.8, "alpha": 0.35} if line.faint else {"linewidth": 1.6, "label": line.label}
+        marker = "o" if line.dots or (len(line.steps) < 12 and not line.faint) else None
+        style |= {"linestyle": "none"} if line.dots else {}
         axes.plot(line.steps[::stride], line.values[::stride], color=color, marker=marker, markersize=3, **style)
         strong += not line.faint
     for (label, level), dashes in zip(panel.levels, ((4, 2), (1.5, 1.5), (6, 2, 1, 2)), strict=False):

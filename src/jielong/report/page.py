@@ -35,6 +35,7 @@ class Files(Protocol):
 
     metrics: list[dict[str, Any]]
     samples: list[dict[str, Any]]
+    best_liked: list[dict[str, Any]]
     ledger: dict[str, Any]
 
 
@@ -179,7 +180,8 @@ def _stage(name: str, stage: dict[str, Any], files: Files) -> str:
     highlights = "".join(f"<div><dt>{label(key)}</dt><dd>{number(key, value)}</dd></div>" for key, value in shown)
     cards = f'<dl class="cards small">{highlights}</dl>' if highlights else ""
     title = TITLES.get(kind, kind) + (f" · {name}" if name != kind else "")
-    return section(title, rules + cards + curves + ledger + folded("all figures", figures_table(figures)), name)
+    details = ledger + _best_liked(files.best_liked) + folded("all figures", figures_table(figures))
+    return section(title, rules + cards + curves + details, name)
 
 
 _POLICY = (
@@ -218,6 +220,17 @@ HIGHLIGHTS = {
     "finetune": ("score", "trivial_score", "words_score", "examples", "heldout_examples"),
     "evaluate": (),
 }
+
+
+def _best_liked(samples: list[dict[str, Any]]) -> str:
+    """What the reward likes best, beside what the judge says of it: where the two part, the reward is being hacked."""
+    names = [name for name in ("proxy_reward", "gold_reward") if samples and name in samples[0]]
+    rows = [
+        (text(sample["prompt"]), text(sample["reply"]), *(number(name, sample.get(name)) for name in names))
+        for sample in samples
+    ]
+    head = ("prompt", "reply", *(name.partition("_")[0] for name in names))
+    return folded(f"the {len(rows)} replies that the reward likes best", table(head, rows)) if rows else ""
 
 
 def _ledger(figures: dict[str, Any], ledger: dict[str, Any]) -> str:

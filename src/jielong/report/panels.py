@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,24 +38,16 @@ def panels(kind: str, metrics: Metrics, figures: dict[str, Any]) -> list[Panel]:
             _agreement(metrics, figures),
         ]
     elif kind == "best_of_n":
-        found = [Panel("loss on the chosen replies, nats a token", _with_mean("training", metrics, "loss_nats"))]
+        found = [
+            Panel("loss on the chosen replies, nats a token", _with_mean("training", metrics, "loss_nats")),
+            _best_of_n(figures),
+        ]
     elif kind == "mlm":
         found = _hidden_tokens(metrics, figures)
     elif kind == "finetune":
         found = _task(metrics)
     elif kind in ("ppo", "grpo"):
-        found = [
-            Panel(
-                "reward: what it is trained on, and the judge's",
-                [
-                    *_line("proxy (reward model)", metrics, "proxy_reward"),
-                    *_line("gold (hidden)", metrics, "gold_reward"),
-                ],
-                x_label="iteration",
-            ),
-            _single(metrics, "kl_nats_per_reply", "distance from sft, nats a reply", "iteration"),
-            _single(metrics, "reply_tokens", "tokens a reply", "iteration"),
-        ]
+        found = _policy(metrics)
     else:
         found = []
     return [panel for panel in found if panel.lines]
@@ -78,6 +71,51 @@ def _task(metrics: Metrics) -> list[Panel]:
         Panel("loss, nats an example", _with_mean("training", metrics, "loss_nats")),
         Panel("held-out score", right, y_limits=(0.0, 1.0)),
     ]
+
+
+def _policy(metrics: Metrics) -> list[Panel]:
+    """What ppo and grpo show: reward, distance, the one against the other, and what hacking would show in first."""
+    rewards = {"proxy (reward model)": "proxy_reward", "gold (hidden)": "gold_reward"}
+    variety = {"distinct 1-grams": "distinct_1", "distinct 2-grams": "distinct_2"}
+    variety["repeated 4-grams"] = "repeated_4gram_rate"
+    return [
+        Panel(
+            "reward: what it is trained on, and the judge's",
+            [line for label, name in rewards.items() for line in _line(label, metrics, name)],
+            x_label="iteration",
+        ),
+        _single(metrics, "kl_nats_per_reply", "distance from sft, nats a reply", "iteration"),
+        Panel(
+            "reward against distance",
+            [line for label, name in rewards.items() for line in _against_distance(label, metrics, name)],
+            x_label="√KL, KL in nats a reply",
+            whole=False,
+        ),
+        _single(metrics, "reply_tokens", "tokens a reply", "iteration"),
+        _single(metrics, "ended_rate", "replies that end their turn", "iteration"),
+        Panel(
+            "variety of the replies",
+            [line for label, name in variety.items() for line in _line(label, metrics, name)],
+            x_label="iteration",
+        ),
+    ]
+
+
+def _against_distance(label: str, metrics: Metrics, name: str) -> list[Line]:
+    """A reward over the root of the KL, a point an iteration: one against the other, as Gao et al. 2022 draw it."""
+    rows = [row for row in metrics if isinstance(row.get(name), int | float) and "kl_nats_per_reply" in row]
+    places = [math.sqrt(max(float(row["kl_nats_per_reply"]), 0.0)) for row in rows]  # single ones may be below 0
+    return [Line(label, places, [float(row[name]) for row in rows], dots=True)] if rows else []
+
+
+def _best_of_n(figures: dict[str, Any]) -> Panel:
+    """What choosing among n buys, by the reward that chooses and by the judge."""
+    lines = []
+    for label, name in (("proxy (reward model)", "best_of_n_proxy"), ("gold (hidden)", "best_of_n_gold")):
+        points = sorted((int(n), float(value)) for n, value in (figures.get(name) or {}).items())
+        if points:
+            lines.append(Line(label, [math.log2(n) for n, _ in points], [value for _, value in points]))
+    return Panel("best of n, before learning it", lines, x_label="log₂ n")
 
 
 def _likelihood(metrics: Metrics, figures: dict[str, Any]) -> Panel:

@@ -20,10 +20,11 @@ SHARED_TABLES = ("run", "data")
 
 @dataclass
 class StageFiles:
-    """What one stage left beside its figures, for the page: metrics.jsonl, samples.json, ledger.json."""
+    """What one stage left beside its figures, for the page: the .jsonl and .json files of these names."""
 
     metrics: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    best_liked: list[dict[str, Any]] = field(default_factory=list)
     ledger: dict[str, Any] = field(default_factory=dict)
 
 
@@ -31,7 +32,7 @@ def write_report(run_folder: str | Path) -> dict[str, Any]:
     """Writes report.json and report.html into the run folder from the stages that are finished; returns the former.
 
     Reads recipe.toml, environment.json, plan.json and, in each NN-NAME folder, figures.json, metrics.jsonl,
-    samples.json and ledger.json; all but figures.json may be missing.
+    samples.json, best_liked.json and ledger.json; all but figures.json may be missing.
     """
     folder = Path(run_folder)
     report = gather(folder)
@@ -89,8 +90,12 @@ def _stage_folders(folder: Path) -> list[Path]:
 
 
 def _stage_files(path: Path) -> StageFiles:
-    samples = _read_json(path / "samples.json", [])
-    return StageFiles(read_metrics(path / "metrics.jsonl"), samples, _read_json(path / "ledger.json"))
+    return StageFiles(
+        metrics=read_metrics(path / "metrics.jsonl"),
+        samples=_read_json(path / "samples.json", []),
+        best_liked=_read_json(path / "best_liked.json", []),
+        ledger=_read_json(path / "ledger.json"),
+    )
 
 
 def _peak_memory(folder: Path) -> int:

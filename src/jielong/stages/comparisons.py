@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from jielong.align.agreement import Agreement, length_baseline, measure_agreement, position_baseline
+from jielong.align.agreement import Agreement, length_baseline, longer_wins, measure_agreement, position_baseline
 from jielong.align.comparisons import (
     Comparison,
     Encoded,
@@ -128,6 +128,8 @@ def _figures(agreement: Agreement, encoded: Encoded, held: Encoded) -> dict[str,
         "heldout_accuracy_ci95": list(agreement.ci95),
         "heldout_loss_nats": agreement.loss_nats,
         "length_baseline_accuracy": length_baseline(encoded.items, held.items),
+        "longer_wins_accuracy": longer_wins(held.items),
+        "shorter_wins_accuracy": 1 - longer_wins(held.items),
         "position_baseline_accuracy": position_baseline(held.items),
         "calibration_error": agreement.calibration_error,
         "comparisons": encoded.num_pairs + held.num_pairs,

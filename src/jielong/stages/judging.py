@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jielong.align.comparisons import pad_rows
+from jielong.align.diversity import diversity_figures
 from jielong.align.judges import Scorer
 from jielong.align.rollout import lay_out
 from jielong.data.pack import Rows
@@ -58,7 +59,7 @@ def compare(
     """Win rate, rewards and distance on held-out prompts, each answered judged_seeds times by both models.
 
     reward: for the proxy's figures, None where there is none. Prompts with "words" are judged by the hidden preference,
-    those with "answers" by their own rule. Side effect: samples.json.
+    those with "answers" by their own rule. Side effects: samples.json, and with a reward best_liked.json.
     """
     settings, label = context.settings, context.kind
     limit = after.config.max_length - settings.max_new_tokens
@@ -82,8 +83,11 @@ def compare(
         figures[f"reply_tokens_{name}"] = sum(len(reply.tokens) for reply in found) / len(found)
         figures[f"end_of_turn_rate_{name}"] = sum(reply.finish_reason == "stop" for reply in found) / len(found)
         figures[f"distinct_replies_{name}"] = len({reply.text for reply in found}) / len(found)
+        figures |= {f"{key}_{name}": value for key, value in diversity_figures(found).items()}
     texts = {who: [reply.text for reply in found] for who, found in replies.items()}
     write_json(context.folder / "samples.json", _samples(prompts, texts, scores))
+    if scores:
+        write_json(context.folder / "best_liked.json", _best_liked(context, asked, texts[label], scores[label]))
     if prompts and "answers" in prompts[0]:
         return figures | _verified(asked, texts["sft"], texts[label])
     return figures | (_gold(asked, texts["sft"], texts[label]) if context.has_world else {})
@@ -131,7 +135,10 @@ def _kl(
     temperature = context.settings.temperature
     tokens, mask, segments, _ = lay_out(replies, tokenizer.pad_id)
     rows = Rows(tokens.int(), mask, segments.int())
-    logprobs = [heldout_logprobs(model, rows, context.runtime, temperature=temperature) for model in (after, before)]
+    logprobs = [
+        heldout_logprobs(model, rows, context.runtime, temperature=temperature, vocab_size=tokenizer.vocab_size)
+        for model in (after, before)
+    ]
     return float((logprobs[0] - logprobs[1]).double().sum()) / len(replies)
 
 
@@ -158,6 +165,26 @@ def _samples(
             **{f"{label}_proxy_reward": round(values[index], 2) for label, values in scores.items()},
         }
         for index, prompt in enumerate(prompts[:num])
+    ]
+
+
+def _best_liked(
+    context: Context, asked: list[Prompt], texts: list[str], scores: list[float], num: int = 10
+) -> list[dict[str, Any]]:
+    """The replies that the reward likes best, beside what the hidden preference says of them where it can judge.
+
+    Where the two part, one sees here what the policy has found: the place to look for reward hacking.
+    """
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])[:num]
+    gold = Gold() if context.has_world and asked and "words" in asked[0] else None
+    return [
+        {
+            "prompt": asked[index]["messages"][-1]["content"],
+            "reply": texts[index],
+            "proxy_reward": round(scores[index], 3),
+            **({} if gold is None else {"gold_reward": round(gold.score(asked[index], texts[index]), 3)}),
+        }
+        for index in order
     ]
 
 
