@@ -24,11 +24,11 @@ import torch
 from table import machine, markdown_table
 
 import jielong
-from jielong import Engine, Tokenizer, detect
+from jielong import Engine, detect
 from jielong.data.sources import Source, read_records
 from jielong.evaluate.asking import Asking
 from jielong.evaluate.harness import Result, evaluate_task
-from jielong.evaluate.tasks import TASKS
+from jielong.evaluate.tasks import TASKS, spaced
 from jielong.runtime import environment
 
 _OPTIONS = {"output_type": "multiple_choice", "doc_to_target": "gold", "doc_to_choice": "choices"}
@@ -63,36 +63,50 @@ PEERS: dict[str, dict[str, Any]] = {
 
 def build_model(folder: Path, texts: list[str], seed: int = 0) -> None:
     """A Llama of two layers, its weights so large that no two options are nearly equal, and a vocabulary for texts."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer.train(texts, 1024)
+    spelling = Tokenizer(models.BPE())
+    spelling.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    spelling.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    spelling.train_from_iterator(texts, trainer)
+    # as Llama has it: every text begins with <s>
+    spelling.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    PreTrainedTokenizerFast(tokenizer_object=spelling, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=tokenizer.vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        vocab_size=spelling.get_vocab_size(), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, initializer_range=0.1,
+        bos_token_id=0, eos_token_id=1, initializer_range=0.1,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save(folder)
 
 
 def write_peer_tasks(folder: Path, root: Path, names: Sequence[str], limit: int) -> None:
-    """For each task its first rows as they are, and lm-eval's task file over them (JSON is YAML)."""
+    """For each task the same rows as they are, and lm-eval's task file over them (JSON is YAML)."""
     for name in names:
-        rows = []
-        for row in read_records(Source(name, TASKS[name].path), root):
-            rows.append(json.dumps(row, ensure_ascii=False))
-            if len(rows) == limit:
-                break
+        found = list(read_records(Source(name, TASKS[name].path), root))
+        rows = [json.dumps(found[number], ensure_ascii=False) for number in spaced(len(found), limit)]
         data = folder / f"{name}.jsonl"
         data.write_text("\n".join(rows) + "\n", encoding="utf-8")
-        figures = ["acc", "perplexity"] if name == "lambada" else ["acc", "acc_norm", "acc_bytes"]
+        figures = [
+            "acc",
+            *(["perplexity"] if name == "lambada" else []),
+            *(["acc_bytes"] if TASKS[name].normalised else []),
+        ]
         task = {
             "task": f"peer_{name}",
             "dataset_path": "json",
             "dataset_kwargs": {"data_files": {"test": str(data)}},
             "test_split": "test",
-            "metric_list": [{"metric": figure} for figure in figures],
+            "metric_list": [
+                {"metric": figure, "aggregation": "perplexity" if figure == "perplexity" else "mean"}
+                for figure in figures
+            ],
             **PEERS[name],
         }
         (folder / f"{name}.yaml").write_text(json.dumps(task), encoding="utf-8")
@@ -105,12 +119,10 @@ def ask_peer(model: Path, tasks: Path, names: Sequence[str], lm_eval: Path | Non
         offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": cache, "TOKENIZERS_PARALLELISM": "0"}
         path = os.pathsep.join(filter(None, (str(lm_eval) if lm_eval else "", os.environ.get("PYTHONPATH", ""))))
         spec = json.dumps({"model": str(model), "tasks": str(tasks), "names": list(names), "out": str(out)})
-        subprocess.run(
-            [sys.executable, __file__, "--peer", spec],
-            env={**os.environ, **offline, "PYTHONPATH": path},
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        command, environ = [sys.executable, __file__, "--peer", spec], {**os.environ, **offline, "PYTHONPATH": path}
+        done = subprocess.run(command, env=environ, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"lm-eval failed:\n{done.stderr[-3000:]}")
         found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         return found
 
@@ -145,18 +157,19 @@ def run_peer(spec: dict[str, Any]) -> None:
 def compare(result: Result, samples: list[dict[str, Any]]) -> dict[str, float]:
     """{"items", "agreement" in what is right, "agreement_norm", "largest_gap_nats" of any log-probability}."""
     assert len(samples) == len(result.rows), (len(samples), len(result.rows))
+    normalised = TASKS[result.name].normalised
     same, same_norm, gap = 0, 0, 0.0
     for row, sample in zip(result.rows, samples, strict=True):
         theirs = sample["filtered_resps"]
         theirs = [theirs] if not isinstance(theirs[0], list) else theirs
         gap = max(gap, *(abs(a - float(b[0])) for a, b in zip(row["logprobs_nats"], theirs, strict=True)))
         same += row["right"] == bool(sample["acc"])
-        same_norm += row.get("right_norm", False) == bool(sample.get("acc_bytes", False))
+        same_norm += normalised and row["right_norm"] == bool(sample["acc_bytes"])
     num = len(samples)
     return {
         "items": num,
         "agreement": same / num,
-        "agreement_norm": same_norm / num if "right_norm" in result.rows[0] else float("nan"),
+        "agreement_norm": same_norm / num if normalised else float("nan"),
         "largest_gap_nats": gap,
     }
 

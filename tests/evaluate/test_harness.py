@@ -70,7 +70,9 @@ def test_groups_and_limit(opinionated: Engine, benchmark_root: Path) -> None:
     result = evaluate_task(opinionated, "blimp", benchmark_root)
     assert list(result.groups) == ["semantics", "syntax"]
     one = evaluate_task(opinionated, "blimp", benchmark_root, Asking(limit=1))
-    assert one.rows == result.rows[:1] and one.groups == {}
+    assert one.rows[0]["chosen"] == result.rows[0]["chosen"] and one.groups == {}
+    two = evaluate_task(opinionated, "blimp", benchmark_root, Asking(limit=2))
+    assert [row["item"] for row in two.rows] == [0, 1]
 
 
 def test_examples_stand_before_the_question_and_change_the_score(opinionated: Engine, benchmark_root: Path) -> None:
@@ -157,9 +159,13 @@ def test_settings_that_cannot_be(settings: dict[str, Any], said: str) -> None:
 def test_items_in_the_training_text_are_counted_and_left_out(opinionated: Engine, benchmark_root: Path) -> None:
     result = evaluate_task(opinionated, "hellaswag", benchmark_root)
     asked = read_items("hellaswag", benchmark_root)
-    told = with_contamination(result, asked, ["Once: " + asked[0].text, "something else"]).contamination
-    assert told is not None
+    other = evaluate_task(opinionated, "lambada", benchmark_root)
+    texts = read_items("lambada", benchmark_root)
+    both = with_contamination([(other, texts), (result, asked)], ["Once: " + asked[0].text, texts[1].text])
+    assert [one.name for one in both] == ["lambada", "hellaswag"]
+    first, told = both[0].contamination, both[1].contamination
+    assert first is not None and told is not None and first["first_found"] == [1]
     assert told["items_found"] == 1 and told["first_found"] == [0] and told["documents"] == 2
     assert told["headline_on_clean"]["value"] == float(result.rows[1]["right_norm"])
-    nothing = with_contamination(result, asked, [item.text for item in asked]).contamination
+    nothing = with_contamination([(result, asked)], [item.text for item in asked])[0].contamination
     assert nothing is not None and nothing["headline_on_clean"] is None

@@ -9,7 +9,7 @@ import pytest
 from jielong.errors import DataError, UsageError
 from jielong.evaluate import items
 from jielong.evaluate.shots import Pool, preamble
-from jielong.evaluate.tasks import TASKS, check_present, find_task, read_items
+from jielong.evaluate.tasks import TASKS, check_present, find_task, read_items, spaced
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 
@@ -96,35 +96,41 @@ def test_the_real_files_are_read(name: str) -> None:
     assert all(0 <= item.gold < item.num_options and item.continuations[0].strip() for item in found)
 
 
+def test_a_limit_takes_items_evenly_spaced(benchmark_root: Path) -> None:
+    assert spaced(10, None) == spaced(10, 12) == list(range(10))
+    assert spaced(10, 4) == [0, 2, 5, 7] and spaced(3, 1) == [0]
+    assert [item.number for item in read_items("arc_easy", benchmark_root, limit=2)] == [0, 2]
+
+
 # Worked examples
 
 
 def test_examples_of_another_file_are_the_same_for_all(benchmark_root: Path) -> None:
     pool = Pool(read_items("gsm8k", benchmark_root, path=TASKS["gsm8k"].shots), is_own=False)
     asked = read_items("gsm8k", benchmark_root)
-    texts = {preamble(pool, item, number, 2, 0, "gsm8k") for number, item in enumerate(asked)}
+    texts = {preamble(pool, item, 2, 0, "gsm8k") for item in asked}
     ((text, group),) = texts
     assert text == group and text.count("Question:") == 2 and text.endswith("\n\n")
-    assert len({preamble(pool, asked[0], 0, 2, seed, "gsm8k") for seed in range(5)}) > 1
+    assert len({preamble(pool, asked[0], 2, seed, "gsm8k") for seed in range(5)}) > 1
 
 
 def test_no_question_is_its_own_example(benchmark_root: Path) -> None:
     found = read_items("arc_easy", benchmark_root)
     pool = Pool(found, is_own=True)
-    for number, item in enumerate(found):
-        text, group = preamble(pool, item, number, 4, 0, "arc_easy")
+    for item in found:
+        text, group = preamble(pool, item, 4, 0, "arc_easy")
         assert item.contexts[0] not in text and text.count("Answer:") == 4 and group == ""
-        assert preamble(pool, item, number, 4, 0, "arc_easy")[0] == text
+        assert preamble(pool, item, 4, 0, "arc_easy")[0] == text
 
 
 def test_examples_of_the_same_subject_under_its_header(benchmark_root: Path) -> None:
     task = TASKS["mmlu"]
     pool = Pool(read_items("mmlu", benchmark_root, path=task.shots), is_own=False, by_group=True, header=task.header)
     asked = read_items("mmlu", benchmark_root)
-    text, group = preamble(pool, asked[0], 0, 2, 0, "mmlu")
+    text, group = preamble(pool, asked[0], 2, 0, "mmlu")
     assert text.startswith("The following are multiple choice questions (with answers) about high school sums.\n\n1")
     assert "Cats" not in text and text.endswith("Answer: D\n\n") and group == text
     with pytest.raises(UsageError, match="2 worked examples of 'high school sums', not 3"):
-        preamble(pool, asked[0], 0, 3, 0, "mmlu")
+        preamble(pool, asked[0], 3, 0, "mmlu")
     with pytest.raises(UsageError, match="has 2 worked examples, not 9"):
-        preamble(Pool(asked, is_own=True), asked[0], 0, 9, 0, "mmlu")
+        preamble(Pool(asked, is_own=True), asked[0], 9, 0, "mmlu")

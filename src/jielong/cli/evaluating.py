@@ -26,7 +26,7 @@ def evaluate(
         int | None, typer.Option(help="World: its seed; known for a model inside its run folder.")
     ] = None,
     shots: Annotated[int, typer.Option(min=0, help="Benchmarks: worked examples before each question.")] = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="Benchmarks: only the first so many items.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Benchmarks: only so many items, evenly spaced.")] = None,
     samples: Annotated[
         int, typer.Option(min=1, help="Benchmarks answered in writing: replies to each question; they vote.")
     ] = 1,

@@ -94,13 +94,14 @@ def ask_benchmarks(engine: Engine, found: Found, wanted: Benchmarks, say: Consol
     results = []
     for name in wanted.names:
         with say.status(f"{name} …"):
-            result = evaluate_task(engine, name, root, wanted.asking)
-            if corpus is not None:
-                items = read_items(name, root, wanted.asking.limit)
-                result = with_contamination(result, items, _texts(corpus))
-        results.append(result)
+            results.append(evaluate_task(engine, name, root, wanted.asking))
+    if corpus is not None:
+        with say.status(f"looking for the items in {corpus} …"):
+            asked = [(one, read_items(one.name, root, wanted.asking.limit)) for one in results]
+            results = with_contamination(asked, _texts(corpus))
+    for result in results:
         for line in _notes(result):
-            say.print(f"{name}: {line}", style="yellow", markup=False, soft_wrap=True)
+            say.print(f"{result.name}: {line}", style="yellow", markup=False, soft_wrap=True)
     if wanted.items is not None:
         write_jsonl(wanted.items, ({"task": one.name, **row} for one in results for row in one.rows))
     return {result.name: result.as_record() for result in results}

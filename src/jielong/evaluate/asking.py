@@ -9,7 +9,7 @@ from jielong.errors import UsageError
 
 @dataclass(frozen=True)
 class Asking:
-    """shots: worked examples before each question. limit: only the first so many items. seed: of examples and samples.
+    """shots: worked examples before each question. limit: only so many items, evenly spaced. seed: of what is drawn.
 
     samples: written replies to each question; more than one wants a temperature above 0. max_new_tokens: of a reply;
     None for the task's own. chain_of_thought: worked examples show how the answer is come to.

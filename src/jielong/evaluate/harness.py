@@ -67,14 +67,14 @@ class Result:
 def evaluate_task(
     engine: Engine, name: str, root: Path, asking: Asking | None = None, progress: Progress | None = None
 ) -> Result:
-    """Ask a model all items of a task, or the first `asking.limit`.
+    """Ask a model all items of a task, or `asking.limit` of them.
 
     Raises UsageError for a task or settings that cannot be, DataError for items that are missing or broken.
     """
     asking, task = asking or Asking(), find_task(name)
     pool = _pool(name, task, root, asking)
     items = read_items(name, root, asking.limit)
-    before = [preamble(pool, item, number, asking.shots, asking.seed, name) for number, item in enumerate(items)]
+    before = [preamble(pool, item, asking.shots, asking.seed, name) for item in items]
     if task.scoring in ("number", "program"):
         write = write_numbers if task.scoring == "number" else write_programs
         prompts = [text + item.contexts[0] for (text, _), item in zip(before, items, strict=True)]
@@ -99,17 +99,17 @@ def _scored(
     """The likelihood of every option of every item that fits the model."""
     task, max_length = find_task(name), engine.model.config.max_length
     pairs: list[Pair] = []
-    places: dict[int, slice] = {}  # of an item's options among the pairs
-    for number, (item, (text, group)) in enumerate(zip(items, before, strict=True)):
+    asked: list[tuple[Item, slice]] = []  # with the place of its options among the pairs
+    for item, (text, group) in zip(items, before, strict=True):
         own = [encode_pair(engine.tokenizer, text + context, last, group) for context, last in item.options]
         if all(fits(pair, max_length) for pair in own):
-            places[number] = slice(len(pairs), len(pairs) + len(own))
+            asked.append((item, slice(len(pairs), len(pairs) + len(own))))
             pairs += own
-    if not places:
+    if not asked:
         raise DataError(f"task {name!r}: no item fits a model that reads {max_length} tokens; all are longer")
     tell = None if progress is None else (lambda done: progress(done, len(pairs)))
     scored = score_pairs(engine.model, pairs, engine.runtime, progress=tell)
-    rows = [_row(task, number, items[number], scored[place]) for number, place in places.items()]
+    rows = [_row(task, item, scored[place]) for item, place in asked]
     figures = {"acc": mean_figure([float(row["right"]) for row in rows])}
     if task.scoring == "word":
         figures["perplexity"] = perplexity_figure([-row["logprobs_nats"][0] for row in rows])
@@ -125,7 +125,7 @@ def _scored(
         num_cut=sum(row["cut"] for row in rows),
         num_too_long=len(items) - len(rows),
     )
-    return _with_baselines(result, [items[number] for number in places]) if task.scoring == "choice" else result
+    return _with_baselines(result, [item for item, _ in asked]) if task.scoring == "choice" else result
 
 
 def right_key(headline: str) -> str:
@@ -133,9 +133,9 @@ def right_key(headline: str) -> str:
     return "right_norm" if headline == "acc_norm" else "right"
 
 
-def _row(task: Task, number: int, item: Item, found: Sequence[Scored]) -> Row:
+def _row(task: Task, item: Item, found: Sequence[Scored]) -> Row:
     logprobs = [one.logprob for one in found]
-    row: Row = {"item": number, "group": item.group, "logprobs_nats": logprobs}
+    row: Row = {"item": item.number, "group": item.group, "logprobs_nats": logprobs}
     row |= {"cut": any(one.num_cut for one in found), "gold": item.gold}
     if task.scoring == "word":
         return row | {"right": found[0].greedy}
@@ -163,20 +163,26 @@ def _by_group(rows: Sequence[Row], right: str) -> dict[str, float]:
     return {name: sum(found) / len(found) for name, found in sorted(groups.items())} if len(groups) > 1 else {}
 
 
-def with_contamination(result: Result, items: Sequence[Item], documents: Iterable[str]) -> Result:
-    """The same result with what the training text has of the test, and the headline over the items it has nothing of.
+def with_contamination(asked: Sequence[tuple[Result, Sequence[Item]]], documents: Iterable[str]) -> list[Result]:
+    """The same results with what the training text has of each test, and the headline over items it has nothing of.
 
-    items: those of the task, as many as were asked. documents: of the corpus that the model was trained on.
+    asked: results with the items of their tasks, as many as were asked. documents: of the corpus that the model was
+    trained on, read once for all tasks.
     """
-    found = overlap([item.text for item in items], documents)
-    clean = set(found.clean)
-    right = right_key(result.headline)
-    kept = [float(row[right]) for row in result.rows if row["item"] in clean]
-    record: dict[str, Any] = {
-        "documents": found.num_documents,
-        "items_looked_for": sum(share is not None for share in found.share),
-        "items_found": len(found.found),
-        "first_found": found.found[:20],
-        "headline_on_clean": mean_figure(kept).as_record() if kept else None,
-    }
-    return replace(result, contamination=record)
+    found = overlap([item.text for _, items in asked for item in items], documents)
+    results, start = [], 0
+    for result, items in asked:
+        share = {item.number: found.share[start + place] for place, item in enumerate(items)}
+        start += len(items)
+        right = right_key(result.headline)
+        kept = [float(row[right]) for row in result.rows if share[row["item"]] == 0.0]
+        hit = [number for number, one in share.items() if one]
+        record: dict[str, Any] = {
+            "documents": found.num_documents,
+            "items_looked_for": sum(one is not None for one in share.values()),
+            "items_found": len(hit),
+            "first_found": hit[:20],
+            "headline_on_clean": mean_figure(kept).as_record() if kept else None,
+        }
+        results.append(replace(result, contamination=record))
+    return results

@@ -7,7 +7,7 @@ as lm-eval does it, so that figures can be set beside published ones.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jielong.errors import DataError
@@ -22,7 +22,8 @@ class Item:
     contexts, continuations: an option is a continuation after the one context, or the one continuation after a context
     of its own (partial scoring); the model chooses the likeliest. Where the model writes, the one context is the
     prompt, and the continuation is how a worked example would go on. gold: the number of the right option.
-    answer: what a written reply must come to. group: the subject or phenomenon. test: of a program.
+    answer: what a written reply must come to. group: the subject or phenomenon. test: of a program. number: the row of
+    the file, from 0.
     """
 
     contexts: tuple[str, ...]
@@ -31,6 +32,7 @@ class Item:
     answer: str = ""
     group: str = ""
     test: str = ""
+    number: int = 0
 
     @property
     def options(self) -> list[tuple[str, str]]:
@@ -121,7 +123,7 @@ def _problem(question: str, reasoning: str, number: str) -> Item:
 
 def without_reasoning(item: Item) -> Item:
     """The same problem answered at once, without a chain of thought."""
-    return Item(item.contexts, (f" #### {item.answer}",), item.gold, item.answer, item.group)
+    return replace(item, continuations=(f" #### {item.answer}",))
 
 
 def read_human_eval(row: dict[str, Any]) -> Item:

@@ -30,7 +30,7 @@ class Pool:
     header: str = ""
 
 
-def preamble(pool: Pool, item: Item, number: int, num_shots: int, seed: int, name: str) -> tuple[str, str]:
+def preamble(pool: Pool, item: Item, num_shots: int, seed: int, name: str) -> tuple[str, str]:
     """(text before the question, what questions with the same text share as their group or "").
 
     Examples out of another file are the same for all questions (of a subject), so that a model reads them once.
@@ -39,18 +39,18 @@ def preamble(pool: Pool, item: Item, number: int, num_shots: int, seed: int, nam
     header = pool.header.format(group=item.group)
     if num_shots == 0:
         return header, header
-    chosen = _chosen(pool, item, number, num_shots, seed, name)
+    chosen = _chosen(pool, item, num_shots, seed, name)
     text = header + "".join(example.text + BETWEEN for example in chosen)
     return text, "" if pool.is_own else text
 
 
-def _chosen(pool: Pool, item: Item, number: int, num_shots: int, seed: int, name: str) -> list[Item]:
+def _chosen(pool: Pool, item: Item, num_shots: int, seed: int, name: str) -> list[Item]:
     if pool.by_group:
         found = [example for example in pool.items if example.group == item.group][:num_shots]
     elif pool.is_own:
-        generator = random.Random(derive_seed(seed, "shots", name, number))
+        generator = random.Random(derive_seed(seed, "shots", name, item.number))
         drawn = generator.sample(range(len(pool.items)), min(num_shots + 1, len(pool.items)))
-        found = [pool.items[index] for index in drawn if index != number][:num_shots]
+        found = [pool.items[index] for index in drawn if pool.items[index].number != item.number][:num_shots]
     else:
         generator = random.Random(derive_seed(seed, "shots", name))
         found = generator.sample(list(pool.items), min(num_shots, len(pool.items)))

@@ -7,7 +7,7 @@ the same keys will do.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,19 +133,27 @@ def check_present(names: list[str] | tuple[str, ...], root: Path) -> None:
 
 
 def read_items(name: str, root: Path, limit: int | None = None, path: str | None = None) -> list[Item]:
-    """The items of a task in the file's order, all or the first `limit`; path: another file, as of worked examples.
+    """The items of a task in the file's order, all or `limit` of them; path: another file, as of worked examples.
 
-    Raises DataError naming the file and the row for a key that is missing or of another kind.
+    A limit takes items evenly spaced, for files are sorted by subject: the first ones alone would be of one. Raises
+    DataError naming the file and the row for a key that is missing or of another kind.
     """
     task = find_task(name)
-    source = Source(name, path or task.path, limit_documents=limit)
+    source = Source(name, path or task.path)
+    rows = list(read_records(source, root))
     found = []
-    for number, row in enumerate(read_records(source, root), start=1):
+    for number in spaced(len(rows), limit):
         try:
-            found.append(task.read(row))
+            found.append(replace(task.read(rows[number]), number=number))
         except (KeyError, TypeError, AttributeError, ValueError, DataError) as error:
             missing = f"no key {error}" if isinstance(error, KeyError) else str(error)
-            raise DataError(f"{Path(root) / source.path}, row {number}: not an item of {name!r}: {missing}") from None
+            where = f"{Path(root) / source.path}, row {number + 1}"
+            raise DataError(f"{where}: not an item of {name!r}: {missing}") from None
     if not found:
         raise DataError(f"{Path(root) / source.path}: holds no item of {name!r}")
     return found
+
+
+def spaced(num: int, limit: int | None) -> list[int]:
+    """Numbers below num, evenly spaced and ascending: all, or `limit` where that is less."""
+    return list(range(num)) if limit is None or limit >= num else [index * num // limit for index in range(limit)]

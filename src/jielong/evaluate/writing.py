@@ -24,10 +24,10 @@ def write_numbers(engine: Engine, task: Task, items: Sequence[Item], prompts: Se
     samples, which a perfect judge could reach.
     """
     rows = []
-    for number, replies, cut in _replies(engine, task, prompts, asking):
+    for item, (replies, cut) in zip(items, _replies(engine, task, prompts, asking), strict=True):
         answers = [final_number(reply) for reply in replies]
-        wanted, voted = plain_number(items[number].answer), vote(answers)
-        row: dict[str, Any] = {"item": number, "group": items[number].group, "replies": replies, "answers": answers}
+        wanted, voted = plain_number(item.answer), vote(answers)
+        row: dict[str, Any] = {"item": item.number, "group": item.group, "replies": replies, "answers": answers}
         row |= {"answer": wanted, "voted": voted, "right": voted == wanted, "any_right": wanted in answers, "cut": cut}
         row["share_right"] = sum(answer == wanted for answer in answers) / len(answers)
         rows.append(row)
@@ -44,11 +44,10 @@ def write_programs(
 ) -> Written:
     """(rows, figures): pass@k for each k of 1, 10, 100 that there are samples for."""
     rows = []
-    for number, replies, cut in _replies(engine, task, prompts, asking):
-        item = items[number]
+    for item, (replies, cut) in zip(items, _replies(engine, task, prompts, asking), strict=True):
         outcomes = [run_program(f"{item.contexts[0]}{reply}\n{item.test}") for reply in replies]
         num_passed = sum(outcome.passed for outcome in outcomes)
-        row: dict[str, Any] = {"item": number, "group": item.group, "replies": replies, "num_passed": num_passed}
+        row: dict[str, Any] = {"item": item.number, "group": item.group, "replies": replies, "num_passed": num_passed}
         row |= {"reasons": [outcome.reason for outcome in outcomes], "shut": outcomes[0].shut}
         rows.append(row | {"right": num_passed / len(outcomes), "cut": cut})
     ks = [k for k in _KS if k <= asking.samples]
@@ -57,10 +56,8 @@ def write_programs(
     }
 
 
-def _replies(
-    engine: Engine, task: Task, prompts: Sequence[str], asking: Asking
-) -> Iterator[tuple[int, list[str], bool]]:
-    """(number, replies, whether the prompt lost its beginning) for each prompt; replies end before the first stop.
+def _replies(engine: Engine, task: Task, prompts: Sequence[str], asking: Asking) -> Iterator[tuple[list[str], bool]]:
+    """(replies, whether the prompt lost its beginning) for each prompt; replies end before the first stop.
 
     A reply is given at most half of the model's context.
     """
@@ -77,4 +74,4 @@ def _replies(
     # after the prompt, for the blank that begins an indented line is not the beginning of a text
     texts = [cut_at(tokenizer.decode(made.tokens, made.prompt), task.stops) for made in completions]
     for number, (ids, before) in enumerate(zip(asked, whole, strict=True)):
-        yield number, texts[number * asking.samples : (number + 1) * asking.samples], len(ids) < len(before)
+        yield texts[number * asking.samples : (number + 1) * asking.samples], len(ids) < len(before)

@@ -239,7 +239,7 @@ class EvaluateSettings(Settings):
     max_new_tokens: Count = 64
     tasks: Names = ()  # benchmarks under the data root, see evaluate/tasks.py, asked of every model of the run
     shots: NotNegative = 0  # worked examples before each of their questions
-    items_per_task: Count | None = None  # only the first so many; all when left out
+    items_per_task: Count | None = None  # only so many, evenly spaced; all when left out
 
     @model_validator(mode="after")
     def _check(self) -> EvaluateSettings:

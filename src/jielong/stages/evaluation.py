@@ -82,11 +82,10 @@ def _benchmarks(context: Context, results: dict[str, list[Result]]) -> dict[str,
     )
     write_jsonl(context.folder / "tasks.jsonl", rows)
     last = list(results.values())[-1]
-    overlaps = {}
+    overlaps: dict[str, dict[str, Any] | None] = {}
     if context.has("curate"):
-        for result in last:
-            items = read_items(result.name, context.root, context.settings.items_per_task)
-            overlaps[result.name] = with_contamination(result, items, _training_texts(context)).contamination
+        asked = [(one, read_items(one.name, context.root, context.settings.items_per_task)) for one in last]
+        overlaps = {one.name: one.contamination for one in with_contamination(asked, _training_texts(context))}
     each = {label: {one.name: one.figures[one.headline] for one in found} for label, found in results.items()}
     return {
         "tasks": {label: {name: figure.value for name, figure in row.items()} for label, row in each.items()},
