@@ -39,6 +39,8 @@ def test_every_model_of_the_run_is_asked(copied: Callable[[str | None], Path], r
     assert figures["tasks_items_in_training_text"] == {"boolq": 1}
     lines = (folder / "07-evaluate" / "tasks.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 9 and json.loads(lines[0])["model"] == "base"
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Benchmarks</h2>" in page and "boolq" in page
     inputs = json.loads((folder / "07-evaluate" / "stage.json").read_text(encoding="utf-8"))["inputs"]
     assert inputs["task boolq"][0]["path"] == "zero_shot/boolq_val.jsonl"
 
