@@ -523,3 +523,20 @@ def test_evaluate_asks_the_world_of_the_run(invoke: Invoke, run_folder: Path) ->
 def test_evaluate_names_the_legal_tasks(invoke: Invoke, run_folder: Path) -> None:
     code, _, err = invoke("evaluate", str(run_folder), "--tasks", "arithmetics")
     assert code == 2 and "did you mean arithmetic?" in err
+
+
+def test_evaluate_asks_benchmarks(invoke: Invoke, run_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "zero_shot" / "copa.jsonl"
+    path.parent.mkdir()
+    choices = ["to be.", "not to be, or to be."]
+    rows = [{"query": f"It was {n}, therefore", "choices": choices, "gold": n % 2} for n in range(4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ("evaluate", str(run_folder), "--tasks", "copa", "--data-root", str(tmp_path))
+    code, out, _ = invoke(*asked, "--json", "--items", str(tmp_path / "items.jsonl"))
+    table = json.loads(out)["tasks"]
+    assert code == 0 and table["copa"]["chance"] == 0.5 and table["copa"]["figures"]["acc"]["num"] == 4
+    assert len((tmp_path / "items.jsonl").read_text().splitlines()) == 4
+    code, out, _ = invoke(*asked, "--shots", "1", "--limit", "2")
+    assert code == 0 and "50.0 %" in out and "copa" in out
+    code, _, err = invoke("evaluate", str(run_folder), "--tasks", "piqa", "--data-root", str(tmp_path))
+    assert code == 1 and "piqa_valid.jsonl" in err

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from jielong import __version__
-from jielong.cli import exporting, feedback, looking, studies, translating
+from jielong.cli import evaluating, exporting, feedback, looking, studies, translating
 from jielong.config import wants_traceback
 from jielong.errors import JielongError, UsageError
 from jielong.launch import relaunch_with_allocator
@@ -268,35 +268,8 @@ def complete(
         print()
 
 
-@app.command(
-    epilog="Examples:  jielong evaluate runs/quickstart  ·  "
-    "jielong evaluate runs/quickstart/04-sft --tasks arithmetic,translation --questions 50 --json"
-)
-def evaluate(
-    model: ModelArgument,
-    tasks: Annotated[str, typer.Option(help="Names with commas between; all when left out.")] = "",
-    questions: Annotated[int, typer.Option(min=1, help="Held-out questions a task.")] = 100,
-    max_new_tokens: Annotated[int, typer.Option("-n", "--max-new-tokens", min=1, help="Longest reply.")] = 64,
-    world_seed: Annotated[
-        int | None, typer.Option(help="Seed of the world to ask about; known for a model inside its run folder.")
-    ] = None,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
-    """The task table of a model: exact match on held-out questions of the built-in world, with 95 % intervals."""
-    from jielong.cli.tasks import print_table, task_table
-
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    engine, found = _engine(model, device, 0)
-    table = task_table(engine, found, names, questions, max_new_tokens, world_seed, messages())
-    if as_json:
-        record = {"model": str(found.folder), "questions_per_task": questions, "tasks": table}
-        print(json.dumps(record, ensure_ascii=False))
-    else:
-        print_table(table, console())
-
-
 app.command(epilog=translating.EXAMPLES)(translating.translate)
+app.command(epilog=evaluating.EXAMPLES)(evaluating.evaluate)
 app.command(epilog=looking.EXAMPLES)(looking.lens)
 app.command(epilog=exporting.EXAMPLES)(exporting.export)
 app.command(epilog=feedback.EXAMPLES)(feedback.feedback)

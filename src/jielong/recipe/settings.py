@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin, get_type_hints
 
 from pydantic import Field, WrapValidator, create_model, model_validator
@@ -16,6 +17,7 @@ from jielong.data.curate import CurateConfig
 from jielong.data.sources import Source
 from jielong.data.votes import MAX_BAD_FRACTION
 from jielong.errors import ModelError, UsageError
+from jielong.evaluate.tasks import find_task
 from jielong.model.config import ModelConfig
 from jielong.model.induction import check_induction
 from jielong.recipe.shape import ModelSettings
@@ -253,3 +255,14 @@ class EvaluateSettings(Settings):
     questions_per_skill: Annotated[int, Field(ge=1, le=MAX_QUESTIONS_PER_SKILL)] = 100
     prompts: Names = ()  # shown side by side where there is no world to ask
     max_new_tokens: Count = 64
+    tasks: Names = ()  # benchmarks under the data root, see evaluate/tasks.py, asked of every model of the run
+    shots: NotNegative = 0  # worked examples before each of their questions
+    items_per_task: Count | None = None  # only so many, evenly spaced; all when left out
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluateSettings:
+        for name in self.tasks:
+            translated(partial(find_task, name))
+        if not self.tasks and (self.shots or self.items_per_task):
+            raise ValueError("shots and items_per_task have no effect without tasks; delete them, or name some")
+        return self

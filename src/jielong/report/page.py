@@ -45,6 +45,7 @@ def page(report: dict[str, Any], files: dict[str, Any], recipe_text: str) -> str
         _head(report),
         section("Stages", _stage_table(report), "stages"),
         section("Skills on unseen questions", _skills(report), "skills"),
+        section("Benchmarks", _benchmarks(report), "benchmarks"),
         section("What the models say", _samples(report, files), "samples"),
         *(_stage(name, stage, files[name]) for name, stage in report["stages"].items()),
         section("Plan and actual", _plan(report), "plan"),
@@ -155,6 +156,22 @@ def _skills(report: dict[str, Any]) -> str:
         bars = [_bar(found[model].get(skill), ci95.get(model, {}).get(skill)) for model in models]
         rows.append([text(skill.replace("_", " ")), *bars])
     return table(("skill", *models), rows, "skills") if rows else ""
+
+
+def _benchmarks(report: dict[str, Any]) -> str:
+    """The headline of each benchmark, models side by side, and what blind choice would give."""
+    figures = [stage["figures"] for stage in report["stages"].values() if stage["figures"].get("tasks")]
+    if not figures:
+        return ""
+    last = figures[-1]
+    models = [model for model in MODELS if model in last["tasks"]]
+    rows = []
+    for name, headline in last["tasks_headline"].items():
+        chance, found = last["tasks_chance"][name], last["tasks_items_in_training_text"].get(name, 0)
+        bars = [_bar(last["tasks"][model][name], last["tasks_ci95"][model][name]) for model in models]
+        told = "–" if chance is None else f"{100 * chance:.0f} %"
+        rows.append([text(name), text(headline), *bars, told, str(found)])
+    return table(("task", "figure", *models, "chance", "in the training text"), rows, "skills")
 
 
 def _bar(rate: float | None, ci95: list[float] | None) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jielong.errors import RecipeError
+from jielong.evaluate.asking import Asking
+from jielong.evaluate.harness import Result, evaluate_task, with_contamination
 from jielong.evaluate.skills import exact_match
+from jielong.evaluate.tasks import read_items
 from jielong.folder import load
 from jielong.generate.engine import Engine
-from jielong.stages.context import Context, write_json
+from jielong.stages.context import Context, read_jsonl, write_json, write_jsonl
 from jielong.stages.corpus import askable, evaluation_questions
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
@@ -26,13 +29,14 @@ MODEL_KINDS = {
 
 
 def run_evaluate(context: Context) -> dict[str, Any]:
-    """Exact match by skill for base, sft and what was made of it, and their greedy answers to the same prompts."""
+    """Exact match by skill and benchmarks for base, sft and what was made of it, and their answers side by side."""
     settings = context.settings
     questions: list[dict[str, Any]] = []
     if context.has_world:
         pool = evaluation_questions(context, settings.questions_per_skill)
         questions = [question for skill in settings.skills or pool for question in pool[skill]]
     tables: dict[str, dict[str, Any]] = {}
+    results: dict[str, list[Result]] = {}
     shown: list[dict[str, Any]] = []
     num_too_long = 0
     names = [name for name in context.earlier if context.kinds[name] in MODEL_KINDS]
@@ -48,6 +52,7 @@ def run_evaluate(context: Context) -> dict[str, Any]:
         else:
             rows = _answers(engine, tokenizer, settings.prompts, settings.max_new_tokens)
         _put_beside(shown, label, rows)
+        results[label] = [evaluate_task(engine, task, context.root, _asking(context)) for task in settings.tasks]
         context.progress.update(number, total=len(names), model=label)
     write_json(context.folder / "samples.json", shown)
     return {
@@ -57,7 +62,44 @@ def run_evaluate(context: Context) -> dict[str, Any]:
         },
         "questions_per_skill": settings.questions_per_skill if questions else 0,
         "questions_too_long": num_too_long,
+        **(_benchmarks(context, results) if settings.tasks else {}),
     }
+
+
+def _asking(context: Context) -> Asking:
+    return Asking(shots=context.settings.shots, limit=context.settings.items_per_task, seed=context.recipe.run.seed)
+
+
+def _benchmarks(context: Context, results: dict[str, list[Result]]) -> dict[str, Any]:
+    """The figures of all models side by side; side effect: tasks.jsonl, one line a model and item.
+
+    What the run's training text has of a task's items is looked up once, for it is the same for all models.
+    """
+    rows = (
+        {"model": label, "task": one.name, **row}
+        for label, found in results.items()
+        for one in found
+        for row in one.rows
+    )
+    write_jsonl(context.folder / "tasks.jsonl", rows)
+    last = list(results.values())[-1]
+    overlaps: dict[str, dict[str, Any] | None] = {}
+    if context.has("curate"):
+        asked = [(one, read_items(one.name, context.root, context.settings.items_per_task)) for one in last]
+        overlaps = {one.name: one.contamination for one in with_contamination(asked, _training_texts(context))}
+    each = {label: {one.name: one.figures[one.headline] for one in found} for label, found in results.items()}
+    return {
+        "tasks": {label: {name: figure.value for name, figure in row.items()} for label, row in each.items()},
+        "tasks_ci95": {label: {name: list(figure.ci95) for name, figure in row.items()} for label, row in each.items()},
+        "tasks_headline": {one.name: one.headline for one in last},
+        "tasks_chance": {one.name: one.chance for one in last},
+        "tasks_items_cut": {label: {one.name: one.num_cut for one in found} for label, found in results.items()},
+        "tasks_items_in_training_text": {name: found["items_found"] for name, found in overlaps.items() if found},
+    }
+
+
+def _training_texts(context: Context) -> Iterator[str]:
+    return (record["text"] for record in read_jsonl(context.folder_of("curate") / "documents.jsonl"))
 
 
 def check_prompts(prompts: Sequence[str], tokenizer: Tokenizer, context_tokens: int) -> None:

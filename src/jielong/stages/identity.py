@@ -12,8 +12,9 @@ from typing import Any
 
 from jielong.config import config_hash, data_root
 from jielong.data.download import file_sha256
-from jielong.data.sources import files, find
+from jielong.data.sources import Source, files, find
 from jielong.errors import DataError, UsageError
+from jielong.evaluate.tasks import TASKS
 from jielong.recipe import Recipe, Stage
 from jielong.recipe.recipe import stage_sources, stage_votes
 from jielong.runtime import Runtime
@@ -52,6 +53,10 @@ def present_inputs(recipe: Recipe, stage: Stage, hashes: FileHashes) -> Inputs:
             except DataError:  # a folder without a file: whoever reads it will say so
                 continue
             inputs[f"source {name}"] = [hashes.describe(file, root) for file in found]
+    for task in stage.settings.tasks if stage.kind == "evaluate" else ():
+        sources = [Source(task, path) for path in (TASKS[task].path, TASKS[task].shots) if path]
+        present = [find(source, root) for source in sources]
+        inputs[f"task {task}"] = [hashes.describe(file, root) for file in present if file is not None]
     folder = stage.settings.model if stage.kind in ("sft", "finetune") else None
     if folder is not None:
         weights = sorted(path for path in Path(folder).glob("*") if path.suffix in (".json", ".safetensors"))

@@ -14,8 +14,9 @@ import torch
 from rich.console import Console
 
 from jielong import __version__
-from jielong.config import write_atomic
+from jielong.config import data_root, write_atomic
 from jielong.errors import TrainingError, UsageError, nearest
+from jielong.evaluate.tasks import check_present
 from jielong.log import Progress
 from jielong.recipe import Recipe, Stage, parse_recipe, write_toml
 from jielong.recipe.costing import format_plan, plan_recipe
@@ -99,6 +100,9 @@ def run_recipe(
     if until is not None:
         names = names[: names.index(until) + 1]
     folder = Path(out) if out is not None else Path("runs") / recipe.run.name
+    for stage in recipe.stages:
+        if stage.kind == "evaluate":  # before a model is trained for hours
+            check_present(stage.settings.tasks, data_root(recipe.data.root))
     runtime = detect(recipe.run.device, recipe.run.dtype, recipe.run.threads, recipe.run.seed)
     folders = {stage.name: folder / f"{index:02d}-{stage.name}" for index, stage in enumerate(recipe.stages, start=1)}
     with joined(runtime):
