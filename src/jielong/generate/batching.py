@@ -112,6 +112,7 @@ class Batcher:
         self._counts["prompt_tokens"] += len(request.prompt)
         return number
 
+    @torch.inference_mode()
     def cancel(self, number: int) -> None:
         """Ends a request at once; its last delta comes with the next step. Nothing happens if it has ended."""
         for progress in self._waiting:
