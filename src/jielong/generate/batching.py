@@ -6,21 +6,26 @@ of their coming. What was read is kept by its tokens, so that the next turn of a
 ended (`prefix`).
 
 What a request gets is a function of itself and the weights: its numbers are drawn from its own seed, and no operation
-here looks from one row into another.
+here looks from one row into another. On a CPU that holds to the bit, log-probabilities included, in float32: products
+are oneDNN's, whose rows do not depend on how many there are from LEAST_ROWS on, so no forward has fewer (`quantize`);
+keys come in multiples of 16 with zeros behind a row's own (`rows`, `kernels.steady_attention`).
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from jielong.errors import ModelError, UsageError
 from jielong.generate.engine import decoding_runtime
+from jielong.generate.packed import pack
 from jielong.generate.prefix import PrefixCache
 from jielong.generate.progress import Progress, score_tokens
+from jielong.generate.quantize import LEAST_ROWS
 from jielong.generate.requests import Delta, Request, TokenLogprob, check_request
 from jielong.generate.rows import RowCache
 from jielong.generate.sampling import choose
@@ -37,7 +42,8 @@ class Batcher:
     """Makes the completions of many requests at once, with one decoder and its tokenizer. For one thread.
 
     max_rows: most requests that run at the same time; others wait. cache_bytes: most bytes of the prefix cache, 0 for
-    none. prefill_tokens: most tokens of prompts read in a step. The weights must not change while it lives.
+    none. prefill_tokens: most tokens of prompts read in a step. weights: on a CPU one of `packed.WEIGHTS`; None is the
+    runtime's dtype. The weights are packed now: training the model later changes nothing here.
     Raises ModelError for a model that is no decoder of tokens, or not of this tokenizer.
     """
 
@@ -50,6 +56,7 @@ class Batcher:
         max_rows: int = MAX_ROWS,
         cache_bytes: int = CACHE_BYTES,
         prefill_tokens: int = PREFILL_TOKENS,
+        weights: str | None = None,
     ) -> None:
         config = model.config
         if config.head != "lm" or config.encoder_layers:
@@ -61,10 +68,17 @@ class Batcher:
         for name, value, least in (("max_rows", max_rows, 1), ("cache_bytes", cache_bytes, 0)):
             _check_size(name, value, least)
         _check_size("prefill_tokens", prefill_tokens, 1)
-        self.model, self.tokenizer = model, tokenizer
+        self.tokenizer, self.config = tokenizer, config
         self.runtime = decoding_runtime(model, runtime)
+        self.model = model
+        if self.runtime.device.type == "cpu":
+            self.model = pack(model, weights or str(self.runtime.dtype).removeprefix("torch."))
+            self.runtime = replace(self.runtime, dtype=torch.float32)  # the packed parts see to theirs themselves
+        elif weights is not None:
+            raise UsageError(f"weights is {weights!r}, but packed weights are for a CPU; leave it out on other devices")
         self.max_rows, self.prefill_tokens = max_rows, prefill_tokens
-        self.rows = RowCache(config, max_rows, self.runtime.dtype, self.runtime.device)
+        dtype = self.model.compute_dtype or self.runtime.dtype
+        self.rows = RowCache(config, max(max_rows, LEAST_ROWS), dtype, self.runtime.device)
         self.prefix = PrefixCache(cache_bytes)
         self._waiting: deque[Progress] = deque()
         self._writing: list[Progress] = []  # in rows 0, 1, ... of the cache
@@ -100,14 +114,14 @@ class Batcher:
 
     def check(self, request: Request) -> None:
         """Raises UsageError when the request cannot be answered, whatever else runs."""
-        check_request(request, self.tokenizer.vocab_size, self.model.config.max_length)
+        check_request(request, self.tokenizer.vocab_size, self.config.max_length)
 
     def submit(self, request: Request) -> int:
         """Takes a request; the number under which its deltas come. Raises UsageError as `check` does."""
         self.check(request)
         number = self._num_submitted
         self._num_submitted += 1
-        context, device = self.model.config.max_length, self.runtime.device
+        context, device = self.config.max_length, self.runtime.device
         self._waiting.append(Progress(number, request, self.tokenizer, context, device))
         self._counts["prompt_tokens"] += len(request.prompt)
         return number
@@ -155,7 +169,7 @@ class Batcher:
             return False
         progress = self._reading = self._waiting.popleft()
         row = len(self._writing)
-        self.rows.reserve(row + 1, progress.num_prompt)
+        self.rows.reserve(row + 1, progress.num_prompt + 1)
         self.rows.claim(row)
         if progress.prompt_logprobs is None:  # else every place's logits are needed, so every place is read
             request = progress.request
@@ -172,34 +186,40 @@ class Batcher:
         assert progress is not None
         row, start = len(self._writing), progress.num_held
         end = min(start + room, progress.num_prompt)
-        tokens = torch.tensor([progress.tokens[start:end]], device=self.runtime.device)  # (1, T)
-        view = self.rows.view(row, [start], end - start)
+        num_read = end - start
+        # A token that is no one's stands in for the second row a product must have; what it leaves in the cache is
+        # hidden, and the next token read or written takes its place.
+        tokens = progress.tokens[start:end] + [0] * (LEAST_ROWS - num_read)
+        view = self.rows.view(row, [start], len(tokens))
         with self.runtime.autocast():
-            hidden = self.model.hidden(tokens, cache=view)[0]  # (T, D)
+            ids = torch.tensor([tokens], device=self.runtime.device)  # (1, T)
+            hidden = self.model.hidden(ids, cache=view)[0]  # (T, D)
             if progress.prompt_logprobs is not None:
-                self._score_prompt(progress, hidden, start)
-            logits = self.model.unembed(hidden[-1:])[:, : self.tokenizer.vocab_size]  # (1, V)
+                self._score_prompt(progress, hidden, start, num_read)
+            first = max(num_read - LEAST_ROWS, 0)
+            logits = self.model.unembed(hidden[first : first + LEAST_ROWS])[num_read - 1 - first :][:1]  # (1, V)
+        logits = logits[:, : self.tokenizer.vocab_size]
         progress.num_held = end
         if end < progress.num_prompt:
-            return end - start, []
+            return num_read, []
         self._reading = None
         if not bool(logits.isfinite().all()):
             self.rows.release(row)
-            return end - start, [self._closed(progress, "error")]
+            return num_read, [self._closed(progress, "error")]
         self._keep_prefix(progress, row)
         if not progress.limit:
             self.rows.release(row)
-            return end - start, [self._closed(progress, "length")]
+            return num_read, [self._closed(progress, "length")]
         self._writing.append(progress)
-        return end - start, self._draw([progress], logits)
+        return num_read, self._draw([progress], logits)
 
-    def _score_prompt(self, progress: Progress, hidden: Tensor, start: int) -> None:
-        """Log-probabilities of the prompt's tokens behind those just read; hidden: (T, D)."""
+    def _score_prompt(self, progress: Progress, hidden: Tensor, start: int, num_read: int) -> None:
+        """Log-probabilities of the prompt's tokens behind the num_read just read; hidden: (T, D)."""
         assert progress.prompt_logprobs is not None and progress.request.prompt_logprobs is not None
         if start == 0:
             progress.prompt_logprobs.append(TokenLogprob(progress.tokens[0], None, ()))
-        tokens = progress.tokens[start + 1 : start + 1 + len(hidden)][: progress.num_prompt - start - 1]
-        logits = self.model.unembed(hidden[: len(tokens)])[:, : self.tokenizer.vocab_size]
+        tokens = progress.tokens[start + 1 : min(start + 1 + num_read, progress.num_prompt)]
+        logits = self.model.unembed(hidden)[: len(tokens), : self.tokenizer.vocab_size]
         progress.prompt_logprobs += score_tokens(logits, tokens, progress.request.prompt_logprobs)
 
     def _keep_prefix(self, progress: Progress, row: int) -> None:
@@ -216,10 +236,14 @@ class Batcher:
         """One new token for every row that writes."""
         writing = list(self._writing)
         lengths = [progress.num_held for progress in writing]
-        self.rows.reserve(len(writing), max(lengths) + 1)
-        ids = torch.tensor([[progress.tokens[-1]] for progress in writing], device=self.runtime.device)  # (R, 1)
+        # Rows that are no one's, or the one that is being read, write where the next token of theirs will come.
+        others = [0 if self._reading is None else self._reading.num_held, *[0] * LEAST_ROWS]
+        lengths += others[: LEAST_ROWS - len(writing)] if len(writing) < LEAST_ROWS else []
+        self.rows.reserve(len(lengths), max(lengths) + 1)
+        tokens = [[progress.tokens[-1]] for progress in writing] + [[0]] * (len(lengths) - len(writing))
+        ids = torch.tensor(tokens, device=self.runtime.device)  # (R, 1)
         with self.runtime.autocast():
-            logits = self.model(ids, cache=self.rows.view(0, lengths, 1))[:, 0]  # (R, V)
+            logits = self.model(ids, cache=self.rows.view(0, lengths, 1))[: len(writing), 0]  # (R, V)
         for progress in writing:
             progress.num_held += 1
         return self._draw(writing, logits[:, : self.tokenizer.vocab_size])

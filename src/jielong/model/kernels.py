@@ -19,6 +19,7 @@ from jielong.model.context import Context, Heads, identity
 
 # Explicit attention on the CPU beats torch's fused kernel 3x in bfloat16 up to about here; it keeps T^2 numbers a head.
 PLAIN_LENGTH = 512
+STEADY_ROWS = 4  # see `steady_attention`
 BLOCK_LENGTH = 64  # query blocks of this length skip the keys that lie wholly in their future, or before their window
 
 SelfKernel = Callable[[Tensor, Context, Heads], Tensor]
@@ -147,6 +148,37 @@ def cached_attention(mixed: Tensor, context: Context, heads: Heads) -> Tensor:
     keys, values = context.cache.update(heads.layer, keys, values)  # (B, K, S, H)
     output = written_weighing(queries, keys, values, context.mask.bias(heads.window, keys.shape[2]), context, heads)
     return output.transpose(1, 2).flatten(2)
+
+
+def steady_attention(mixed: Tensor, context: Context, heads: Heads) -> Tensor:
+    """cached_attention whose bits do not depend on who else is in the batch, nor on how a row was cut into parts.
+
+    Products of fewer than STEADY_ROWS rows are summed in another order than larger ones, so that few queries are
+    repeated; and the cache must give keys in multiples of 16, with zeros behind each row's own. What is found so on the
+    CPU is tested, and no promise of torch.
+    """
+    batch, length, _ = mixed.shape
+    kv, size, group = heads.num_kv_heads, heads.head_size, heads.group
+    if length == 1:
+        split = mixed.view(batch, -1, size)  # (B, N + 2K, H)
+        turned = context.rotation.turn(split[:, : heads.num_heads + kv])
+        queries, keys = turned[:, : heads.num_heads], turned[:, heads.num_heads :, None]
+        values = split[:, heads.num_heads + kv :, None]
+    else:
+        queries, keys, values = split_heads(mixed, context, heads)
+    assert context.cache is not None
+    keys, values = context.cache.update(heads.layer, keys, values)  # (B, K, S, H)
+    num_rows = group * length
+    times = -(-STEADY_ROWS // num_rows)
+    rows = queries.reshape(batch * kv, 1, num_rows, size)
+    rows = (rows * rows.new_full((times, 1, 1), 1 / math.sqrt(size))).view(batch * kv, -1, size)
+    scores = heads.cap(torch.bmm(rows, keys.flatten(0, 1).transpose(1, 2)))  # (B K, times G T, S)
+    bias = context.mask.bias(heads.window, keys.shape[2])
+    if bias is not None:
+        scores.view(batch, kv * times * group, length, -1).add_(bias[:, None])
+    found = torch.bmm(scores.softmax(dim=-1), values.flatten(0, 1))[:, :num_rows]  # (B K, G T, H)
+    found = found.reshape(batch, heads.num_heads, length, size)
+    return found.transpose(1, 2).flatten(2)
 
 
 def written_weighing(
