@@ -80,7 +80,7 @@ def as_engine(engine: Engine, request: Request) -> list[int]:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_token_exact_with_the_oracle(model: Transformer, tokenizer: Tokenizer, temperature: float) -> None:
     """Engine == slow reference without a cache, greedy and drawn, rows coming and going."""
-    requests = [replace(request, sampling=Sampling(temperature)) for request in random_requests(60, seed=1)]
+    requests = [replace(request, sampling=Sampling(temperature)) for request in random_requests(35, seed=1)]
     found = answer_all(Batcher(model, tokenizer, max_rows=7, prefill_tokens=11), requests)
     for request, (tokens, text, _) in zip(requests, found, strict=True):
         generator = torch.Generator().manual_seed(request.seed)
@@ -93,18 +93,24 @@ def test_token_exact_with_the_oracle(model: Transformer, tokenizer: Tokenizer, t
 
 
 def test_equal_to_engine_generate(engine: Engine) -> None:
-    requests = random_requests(40, seed=2)
+    requests = random_requests(25, seed=2)
     found = answer_all(Batcher(engine.model, engine.tokenizer), requests)
     assert [tokens for tokens, _, _ in found] == [as_engine(engine, request) for request in requests]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_alone_equals_among_neighbours_that_come_and_go(model: Transformer, tokenizer: Tokenizer, seed: int) -> None:
-    """0 to 15 others join, end and are cancelled at random steps: the same tokens, text and reason."""
+    """0 to 15 others join, end and are cancelled at random steps: the same tokens, text and log-probabilities."""
     source = random.Random(seed)
-    watched = random_requests(6, seed=seed)
+    watched = [replace(request, logprobs=1) for request in random_requests(6, seed=seed)]
     others = iter(random_requests(200, seed=100 + seed))
-    alone = [answer_all(Batcher(model, tokenizer, cache_bytes=0), [request])[0] for request in watched]
+    single = Batcher(model, tokenizer, cache_bytes=0)
+    alone, logprobs = [], []
+    for place, request in enumerate(watched):
+        single.submit(request)
+        made = drain(single)
+        alone.append(collect(made, place))
+        logprobs.append(logprobs_of(made, place))
     batcher = Batcher(model, tokenizer, max_rows=16, prefill_tokens=source.choice([3, 16, 64]))
     waiting, numbers, deltas, strangers = list(watched), [], [], []
     while waiting or not batcher.is_idle:
@@ -117,11 +123,12 @@ def test_alone_equals_among_neighbours_that_come_and_go(model: Transformer, toke
         deltas += batcher.step()
         assert batcher.num_running <= 16
     assert [collect(deltas, number) for number in numbers] == alone
+    assert [logprobs_of(deltas, number) for number in numbers] == logprobs  # to the bit
 
 
 @pytest.mark.parametrize("prefill_tokens", [1, 7, 64, 1000])
 def test_chunked_reading_equals_reading_at_once(model: Transformer, tokenizer: Tokenizer, prefill_tokens: int) -> None:
-    requests = [replace(request, logprobs=3, prompt_logprobs=3) for request in random_requests(20, seed=3)]
+    requests = [replace(request, logprobs=3, prompt_logprobs=3) for request in random_requests(12, seed=3)]
     whole, chunked = Batcher(model, tokenizer, max_rows=1), Batcher(model, tokenizer, prefill_tokens=prefill_tokens)
     for batcher in (whole, chunked):
         for request in requests:
@@ -129,9 +136,7 @@ def test_chunked_reading_equals_reading_at_once(model: Transformer, tokenizer: T
     expected, found = drain(whole), drain(chunked)
     for number in range(len(requests)):
         assert collect(found, number) == collect(expected, number)
-        pairs = zip(logprobs_of(found, number), logprobs_of(expected, number), strict=True)
-        for (token, mine), (other, theirs) in pairs:
-            assert token == other and mine == (theirs if theirs is None else theirs)
+        assert logprobs_of(found, number) == logprobs_of(expected, number)  # to the bit
 
 
 # The prefix cache.
@@ -143,7 +148,7 @@ def test_prefix_cache_on_equals_off(
     model: Transformer, tokenizer: Tokenizer, cache_bytes: int, prefill_tokens: int
 ) -> None:
     """Partial hits, blocks dropped in mid-flight, requests cancelled while they read: tokens and log-probabilities."""
-    requests = [replace(request, logprobs=2) for request in random_requests(40, seed=4)]
+    requests = [replace(request, logprobs=2) for request in random_requests(24, seed=4)]
     off = Batcher(model, tokenizer, cache_bytes=0, max_rows=1)
     on = Batcher(model, tokenizer, cache_bytes=cache_bytes, max_rows=4, prefill_tokens=prefill_tokens)
     expected: list[Delta] = []
@@ -159,11 +164,10 @@ def test_prefix_cache_on_equals_off(
             on.cancel(doomed)
         assert on.prefix.num_bytes <= cache_bytes
     deltas += drain(on)
-    assert sum(delta.num_cached_tokens for delta in deltas if delta.finish_reason) > 100  # or the test shows nothing
+    assert sum(delta.num_cached_tokens for delta in deltas if delta.finish_reason) > 60  # or the test shows nothing
     for place, number in enumerate(numbers):
         assert collect(deltas, number) == collect(expected, place)
-        for mine, theirs in zip(logprobs_of(deltas, number), logprobs_of(expected, place), strict=True):
-            assert mine == (theirs[0], theirs[1])
+        assert logprobs_of(deltas, number) == logprobs_of(expected, place)  # to the bit
 
 
 def test_a_conversation_reads_only_what_is_new(model: Transformer, tokenizer: Tokenizer) -> None:
@@ -206,7 +210,7 @@ def test_prompt_logprobs_are_read_anew(model: Transformer, tokenizer: Tokenizer)
 
 def test_memory_given_back_is_never_read(model: Transformer, tokenizer: Tokenizer) -> None:
     """Keys and values of every request that has ended are NaN; one of them read would make NaN of all that follows."""
-    requests = random_requests(60, seed=5)
+    requests = random_requests(40, seed=5)
     batcher = Batcher(model, tokenizer, max_rows=5, prefill_tokens=9)
     batcher.rows.wiped_with = float("nan")
     numbers = []

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from jielong.errors import ModelError, UsageError
-from jielong.generate.engine import decoding_runtime
-from jielong.generate.packed import pack
+from jielong.generate.packed import decoding_runtime, pack
 from jielong.generate.prefix import PrefixCache
 from jielong.generate.progress import Progress, score_tokens
 from jielong.generate.quantize import LEAST_ROWS

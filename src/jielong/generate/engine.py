@@ -4,7 +4,7 @@ A batch is one prefill of the right-padded prompts, then one forward a token. Fi
 the batch, then the cache is compacted. What a step decides stays on the device; the host asks for one number a step.
 
 The weights are read from the model at every forward. Nothing derived from them outlives one call, so a model that is
-being trained is sampled as it is now.
+being trained is sampled as it is now; unless an engine is asked to pack them once, for speed.
 """
 
 from __future__ import annotations
@@ -17,16 +17,12 @@ from torch import Tensor
 
 from jielong.errors import ModelError, UsageError
 from jielong.generate.cache import KeyValueCache
+from jielong.generate.packed import decoding_runtime, pack
 from jielong.generate.penalties import Penalties
 from jielong.generate.sampling import Sampling, choose, row_seeds, uniforms
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime
 from jielong.tokenizer.tokenizer import TextStream, Tokenizer, check_sizes
-
-# Below this size a CPU decodes in float32 although the runtime says bfloat16. Measured tokens a second, bfloat16 over
-# float32: at 1.3M, 3.4M and 14M parameters 1.3, 1.6 and 2.2 in a batch of 64, but 0.6, 0.75 and 0.85 alone, for a small
-# product is over sooner than its operands are cast. Where the gain is small, exactness is worth more.
-_SMALL_PARAMETERS = 2_000_000
 
 Prompt = str | Sequence[int]  # text, the beginning of a document; or ids
 
@@ -79,15 +75,22 @@ class Engine:
     The model may be trained between calls; it is only read. It may have rows beyond the tokenizer's vocabulary, as
     embeddings of others are padded to round numbers; those are never chosen. Raises ModelError when the model gives no
     tokens, or has another number of them than the tokenizer.
+    weights: None reads the model's own at every step. One of `packed.WEIGHTS` packs them now, on a CPU: faster, but
+    what the model learns later is not seen.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, runtime: Runtime | None = None) -> None:
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer, runtime: Runtime | None = None, weights: str | None = None
+    ) -> None:
         if model.config.head != "lm":
             raise ModelError(f"this model has a {model.config.head!r} head and gives no tokens; generate needs 'lm'")
         check_sizes(tokenizer, model.config.vocab_size, "a model and its tokenizer")
         self.model = model
         self.tokenizer = tokenizer
         self.runtime = decoding_runtime(model, runtime)
+        self._network = model if weights is None else pack(model, weights)
+        if weights is not None:
+            self.runtime = replace(self.runtime, dtype=torch.float32)  # the packed parts see to theirs themselves
 
     def generate(
         self,
@@ -174,7 +177,7 @@ class Engine:
         self._limit(len(ids), 1)
         with torch.inference_mode(), self.runtime.autocast():
             tokens = torch.tensor([ids], device=self.runtime.device)
-            logits = self.model.unembed(self.model.hidden(tokens)[0, -1])  # (V,)
+            logits = self._network.unembed(self._network.hidden(tokens)[0, -1])  # (V,)
         probabilities = logits[:num_tokens].float().softmax(dim=-1)
         if not bool(probabilities.isfinite().all()):
             raise _not_finite()
@@ -278,7 +281,8 @@ class Engine:
         active = torch.ones_like(rows, dtype=torch.bool)
         # A row's last token is never read, but once it has ended the row goes on writing at that one place.
         capacity = max(len(prompt) + limit for prompt, limit in zip(job.prompts, job.limits, strict=True))
-        cache = KeyValueCache(self.model.config, len(rows), capacity, self.runtime.dtype, device)
+        dtype = self._network.compute_dtype or self.runtime.dtype
+        cache = KeyValueCache(self.model.config, len(rows), capacity, dtype, device)
         logits = self._prefill(job.prompts, cache)
         num_tokens = self.tokenizer.vocab_size
         said = self._penalties(job)
@@ -302,7 +306,7 @@ class Engine:
                 rows, limits, numbers, active, ids = rows[kept], limits[kept], numbers[:, kept], active[kept], ids[kept]
                 said = None if said is None else [said[row] for row in kept.tolist()]
             with self.runtime.autocast():
-                logits = self.model(ids[:, None], cache=cache)[:, 0]  # (R, V)
+                logits = self._network(ids[:, None], cache=cache)[:, 0]  # (R, V)
             cache.advance(active.long())  # an ended row stays where it is; what it says is never told
 
     def _penalties(self, job: _Job) -> list[Penalties] | None:
@@ -320,17 +324,9 @@ class Engine:
             tokens[row, : len(prompt)] = torch.tensor(prompt)
         tokens, lengths = tokens.to(self.runtime.device), lengths.to(self.runtime.device)
         with self.runtime.autocast():
-            hidden = self.model.hidden(tokens, cache=cache)  # (R, T, D)
+            hidden = self._network.hidden(tokens, cache=cache)  # (R, T, D)
             cache.advance(lengths)
-            return self.model.unembed(hidden[torch.arange(len(prompts), device=hidden.device), lengths - 1])
-
-
-def decoding_runtime(model: Transformer, runtime: Runtime | None) -> Runtime:
-    """Where and in what dtype to decode: the runtime's, but float32 for a small model on a CPU."""
-    if runtime is None:
-        return Runtime(device=next(model.parameters()).device, dtype=torch.float32)
-    small = sum(parameter.numel() for parameter in model.parameters()) < _SMALL_PARAMETERS
-    return replace(runtime, dtype=torch.float32) if small and runtime.device.type == "cpu" else runtime
+            return self._network.unembed(hidden[torch.arange(len(prompts), device=hidden.device), lengths - 1])
 
 
 def _penalised(logits: Tensor, rows: Sequence[Penalties]) -> Tensor:

@@ -100,7 +100,9 @@ def check_request(request: Request, vocab_size: int, context: int) -> None:
         )
     for text in request.stop:
         if not isinstance(text, str) or not 0 < len(text) <= MOST_STOP_CHARACTERS:
-            raise UsageError(f"a stop string is {text!r:.60}; legal are texts of 1 to {MOST_STOP_CHARACTERS} characters")
+            raise UsageError(
+                f"a stop string is {text!r:.60}; legal are texts of 1 to {MOST_STOP_CHARACTERS} characters"
+            )
 
 
 def _check_whole(name: str, value: object, least: int, most: int | None = None) -> None:

@@ -63,7 +63,9 @@ class RowCache:
             rows = min(self.max_rows, max(num_rows, 2 * rows))
         if num_tokens > capacity:
             most = (self.max_length // KEYS_STEP + 1) * KEYS_STEP  # a place to spare, see `Batcher._read`
-            capacity = min(most, max(math.ceil(num_tokens / KEYS_STEP) * KEYS_STEP, 3 * capacity // 2 // KEYS_STEP * KEYS_STEP, 64))
+            capacity = min(
+                most, max(math.ceil(num_tokens / KEYS_STEP) * KEYS_STEP, 3 * capacity // 2 // KEYS_STEP * KEYS_STEP, 64)
+            )
         if (rows, capacity) == (self.buffer.shape[1], self.buffer.shape[3]):
             return
         old = self.buffer

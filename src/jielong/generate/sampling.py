@@ -68,7 +68,9 @@ class Sampling:
     def _check_penalties(self) -> None:
         low, high = REPETITION_PENALTIES
         if not _is_number(self.repetition_penalty) or not low <= self.repetition_penalty <= high:
-            raise UsageError(f"repetition_penalty is {self.repetition_penalty!r}; legal is {low} to {high:g}, 1 is none")
+            raise UsageError(
+                f"repetition_penalty is {self.repetition_penalty!r}; legal is {low} to {high:g}, 1 is none"
+            )
         for name in ("presence_penalty", "frequency_penalty"):
             value = self.__dict__[name]
             if not _is_number(value) or abs(value) > MOST_PENALTY:

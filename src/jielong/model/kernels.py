@@ -170,8 +170,8 @@ def steady_attention(mixed: Tensor, context: Context, heads: Heads) -> Tensor:
     keys, values = context.cache.update(heads.layer, keys, values)  # (B, K, S, H)
     num_rows = group * length
     times = -(-STEADY_ROWS // num_rows)
-    rows = queries.reshape(batch * kv, 1, num_rows, size)
-    rows = (rows * rows.new_full((times, 1, 1), 1 / math.sqrt(size))).view(batch * kv, -1, size)
+    rows = queries.reshape(batch * kv, 1, num_rows, size) * queries.new_full((times, 1, 1), 1 / math.sqrt(size))
+    rows = rows.reshape(batch * kv, -1, size)  # (B K, times G T, H)
     scores = heads.cap(torch.bmm(rows, keys.flatten(0, 1).transpose(1, 2)))  # (B K, times G T, S)
     bias = context.mask.bias(heads.window, keys.shape[2])
     if bias is not None:
