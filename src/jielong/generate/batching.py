@@ -1,9 +1,9 @@
 """Continuous batching: requests come and go at every step, and none can tell that others are there.
 
 A step is one forward for all rows that are writing, a token each, and then up to `prefill_tokens` of prompts that wait
-to be read, in chunks, so that a long prompt does not hold up those who write. One prompt is read at a time, in the order
-of their coming. What was read is kept by its tokens, so that the next turn of a conversation begins where the last one
-ended (`prefix`).
+to be read, in chunks, so that a long prompt does not hold up those who write. One prompt is read at a time, in the
+order of their coming. What was read is kept by its tokens, so that the next turn of a conversation begins where the
+last one ended (`prefix`).
 
 What a request gets is a function of itself and the weights: its numbers are drawn from its own seed, and no operation
 here looks from one row into another. On a CPU that holds to the bit, log-probabilities included, in float32: products

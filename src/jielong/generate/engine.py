@@ -33,8 +33,8 @@ class Completion:
 
     prompt: its ids. tokens: the new ids, the stop token included where there is one. text: tokens decoded, without
     control tokens. logprobs: log-probability in nats of each new token under the distribution it was drawn from (after
-    temperature, top-k and the rest; at temperature 0 the model's own, after bias and penalties). finish_reason: "stop" at a stop token, "length"
-    when max_new_tokens or the context ran out.
+    temperature, top-k and the rest; at temperature 0 the model's own, after bias and penalties). finish_reason: "stop"
+    at a stop token, "length" when max_new_tokens or the context ran out.
     """
 
     prompt: list[int]
