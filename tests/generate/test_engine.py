@@ -187,7 +187,7 @@ def test_weights_are_read_at_every_call(engine: Engine, tokenizer: Tokenizer) ->
 
 def test_a_callers_open_autocast_keeps_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """autocast keeps cast weights while it is open; neither stale nor gradient-free ones may pass through a call."""
-    monkeypatch.setattr("jielong.generate.engine._SMALL_PARAMETERS", 0)
+    monkeypatch.setattr("jielong.generate.packed._SMALL_PARAMETERS", 0)
     half = Engine(engine.model, engine.tokenizer, Runtime(torch.device("cpu"), torch.bfloat16))
     prompts = random_prompts(4, seed=6)
     tokens = torch.tensor([[1, 2, 3]])
@@ -223,7 +223,7 @@ def test_bfloat16_decodes_near_float32(engine: Engine, monkeypatch: pytest.Monke
                 parameter.mul_(0.3)  # ordinary weights: rounding then stays small
     runtime = Runtime(torch.device("cpu"), torch.bfloat16)
     assert Engine(engine.model, engine.tokenizer, runtime).runtime.dtype == torch.float32  # small model on a CPU
-    monkeypatch.setattr("jielong.generate.engine._SMALL_PARAMETERS", 0)
+    monkeypatch.setattr("jielong.generate.packed._SMALL_PARAMETERS", 0)
     half = Engine(engine.model, engine.tokenizer, runtime)
     assert half.runtime == runtime
     gaps = []
@@ -233,6 +233,26 @@ def test_bfloat16_decodes_near_float32(engine: Engine, monkeypatch: pytest.Monke
             full = token_logprobs(engine.model(tokens), tokens)[0, len(completion.prompt) :]
         gaps.append((torch.tensor(completion.logprobs) - full).abs().mean())
     assert 0 < torch.stack(gaps).mean() < 1e-2
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8", "int4"])
+def test_packed_weights_decode_near_the_model(engine: Engine, weights: str) -> None:
+    with torch.no_grad():
+        for parameter in engine.model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(0.3)
+    packed = Engine(engine.model, engine.tokenizer, weights=weights)
+    prompts = random_prompts(20, seed=8)
+    made = packed.generate(prompts, max_new_tokens=10)
+    if weights == "float32":
+        assert tokens_of(made) == tokens_of(engine.generate(prompts, max_new_tokens=10))
+    gaps = []
+    for completion in made:
+        tokens = torch.tensor([completion.prompt + completion.tokens])
+        with torch.no_grad():
+            full = token_logprobs(engine.model(tokens), tokens)[0, len(completion.prompt) :]
+        gaps.append((torch.tensor(completion.logprobs) - full).abs().mean())
+    assert torch.stack(gaps).mean() < {"float32": 1e-5, "bfloat16": 0.02, "int8": 0.02, "int4": 0.2}[weights]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

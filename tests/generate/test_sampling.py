@@ -14,8 +14,10 @@ from jielong.generate.sampling import Sampling, choose, restrict, sample, unifor
 from jielong.runtime import derive_seed
 
 
-def numpy_distribution(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
-    """The same rules written out for one row: sort (lower ids first among equals), cut at k, cut at p."""
+def numpy_distribution(
+    logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float = 0.0
+) -> np.ndarray:
+    """The same rules written out for one row: sort (lower ids first among equals), cut at k, at p, and at min_p."""
     scores = logits.astype(np.float64) / temperature
     order = sorted(range(len(scores)), key=lambda token: (-scores[token], token))
     kept = order[: top_k or None]
@@ -25,7 +27,8 @@ def numpy_distribution(logits: np.ndarray, temperature: float, top_k: int, top_p
     for token, weight in zip(kept, weights, strict=True):
         if total >= top_p:
             break
-        support.append(token)
+        if weight >= min_p * weights[0]:
+            support.append(token)
         total += weight
     distribution = np.zeros(len(scores))
     distribution[support] = np.exp(scores[support] - scores[kept].max())
@@ -39,16 +42,17 @@ def chi_square_limit(degrees: int) -> float:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.7, 0, 1.0), (2.0, 5, 1.0), (1.0, 0, 0.8), (1.3, 9, 0.7)]
+    "asked",
+    [(1.0, 0, 1.0), (0.7, 0, 1.0), (2.0, 5, 1.0), (1.0, 0, 0.8), (1.3, 9, 0.7), (1.0, 0, 1.0, 0.2), (1.5, 9, 0.9, 0.1)],
 )
-def test_draws_follow_the_distribution(temperature: float, top_k: int, top_p: float) -> None:
+def test_draws_follow_the_distribution(asked: tuple[float, int, float] | tuple[float, int, float, float]) -> None:
     num = 100_000
     logits = torch.randn(16, generator=torch.Generator().manual_seed(3)) * 1.5
     generator = torch.Generator().manual_seed(11)
     rows = logits.expand(num, -1)
-    ids = sample(rows, temperature=temperature, top_k=top_k, top_p=top_p, generators=generator)
+    ids, _ = choose(rows, Sampling(*asked), torch.rand(num, generator=generator))
     counts = np.bincount(ids.numpy(), minlength=16)
-    expected = numpy_distribution(logits.numpy(), temperature, top_k, top_p) * num
+    expected = numpy_distribution(logits.numpy(), *asked) * num
     assert set(counts.nonzero()[0]) == set(expected.nonzero()[0])
     seen = expected > 0
     statistic = ((counts - expected)[seen] ** 2 / expected[seen]).sum()
@@ -73,6 +77,27 @@ def test_support_and_logprobs_match_numpy(logits: list[int], top_k: int, top_p: 
     numbers = torch.linspace(0, 1 - 2**-24, 50)
     ids, logprobs = choose(torch.from_numpy(row).expand(50, -1), Sampling(1.0, top_k, top_p), numbers)
     np.testing.assert_allclose(logprobs.exp().numpy(), expected[ids.numpy()], rtol=1e-4)
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0])  # nearly all tokens are in the nucleus, or few
+def test_top_p_of_a_large_vocabulary(spread: float) -> None:
+    """More tokens than are looked at first, with equals at the cut: the support is that of a full sort."""
+    logits = (torch.randn(4, 3000, generator=torch.Generator().manual_seed(2)) * spread * 50).round() / 50
+    for top_p in (0.03, 0.5, 0.97):
+        kept = restrict(logits, 0, top_p).isfinite()
+        for row in range(4):
+            expected = numpy_distribution(logits[row].numpy(), 1.0, 0, top_p) > 0
+            assert abs(int(expected.sum()) - int(kept[row].sum())) <= 1  # the sum may cross a token later by rounding
+            different = (kept[row].numpy() != expected).sum()
+            assert different <= 1
+
+
+def test_min_p_by_hand() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    assert restrict(logits, 0, 1.0, 0.25).isfinite().tolist() == [[True, True, True, False]]
+    assert restrict(logits, 0, 1.0, 0.5).isfinite().tolist() == [[True, True, False, False]]
+    assert restrict(logits, 0, 1.0, 1.0).isfinite().tolist() == [[True, False, False, False]]
+    assert restrict(logits, 0, 0.7, 0.1).isfinite().tolist() == [[True, True, False, False]]
 
 
 def test_top_p_keeps_the_token_that_crosses() -> None:
@@ -180,9 +205,25 @@ def test_generators_a_row_or_one_for_all() -> None:
         ("top_p", 0.0, "above 0"),
         ("top_p", 1.01, "above 0"),
         ("top_p", math.nan, "above 0"),
+        ("min_p", -0.1, "0 (all tokens) to 1"),
+        ("min_p", 1.1, "0 (all tokens) to 1"),
+        ("repetition_penalty", 0.0, "0.01 to 100"),
+        ("repetition_penalty", math.inf, "0.01 to 100"),
+        ("presence_penalty", 2.1, "-2 to 2"),
+        ("frequency_penalty", math.nan, "-2 to 2"),
     ],
 )
 def test_settings_out_of_range(setting: str, value: Any, legal: str) -> None:
     with pytest.raises(UsageError) as caught:
         Sampling(**{setting: value})
     assert setting in str(caught.value) and repr(value) in str(caught.value) and legal in str(caught.value)
+
+
+def test_a_bias_out_of_range() -> None:
+    with pytest.raises(UsageError, match="logit_bias of 3 is 101.0; legal is -100 to 100"):
+        Sampling(logit_bias=((3, 101.0),))
+    with pytest.raises(UsageError, match="twice"):
+        Sampling(logit_bias=((3, 1.0), (3, 2.0)))
+    assert not Sampling(0.5, 3, 0.9, 0.1).changes_scores
+    for changed in ({"repetition_penalty": 1.1}, {"presence_penalty": 0.1}, {"logit_bias": ((0, 0.0),)}):
+        assert Sampling(**changed).changes_scores  # type: ignore[arg-type]

@@ -4,12 +4,12 @@ A batch is one prefill of the right-padded prompts, then one forward a token. Fi
 the batch, then the cache is compacted. What a step decides stays on the device; the host asks for one number a step.
 
 The weights are read from the model at every forward. Nothing derived from them outlives one call, so a model that is
-being trained is sampled as it is now.
+being trained is sampled as it is now; unless an engine is asked to pack them once, for speed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,15 +17,12 @@ from torch import Tensor
 
 from jielong.errors import ModelError, UsageError
 from jielong.generate.cache import KeyValueCache
-from jielong.generate.sampling import Sampling, choose, uniforms
+from jielong.generate.packed import decoding_runtime, pack
+from jielong.generate.penalties import Penalties
+from jielong.generate.sampling import Sampling, choose, row_seeds, uniforms
 from jielong.model.transformer import Transformer
-from jielong.runtime import Runtime, derive_seed
+from jielong.runtime import Runtime
 from jielong.tokenizer.tokenizer import TextStream, Tokenizer, check_sizes
-
-# Below this size a CPU decodes in float32 although the runtime says bfloat16. Measured tokens a second, bfloat16 over
-# float32: at 1.3M, 3.4M and 14M parameters 1.3, 1.6 and 2.2 in a batch of 64, but 0.6, 0.75 and 0.85 alone, for a small
-# product is over sooner than its operands are cast. Where the gain is small, exactness is worth more.
-_SMALL_PARAMETERS = 2_000_000
 
 Prompt = str | Sequence[int]  # text, the beginning of a document; or ids
 
@@ -36,8 +33,8 @@ class Completion:
 
     prompt: its ids. tokens: the new ids, the stop token included where there is one. text: tokens decoded, without
     control tokens. logprobs: log-probability in nats of each new token under the distribution it was drawn from (after
-    temperature, top-k and top-p; at temperature 0 the model's own). finish_reason: "stop" at a stop token, "length"
-    when max_new_tokens or the context ran out.
+    temperature, top-k and the rest; at temperature 0 the model's own, after bias and penalties). finish_reason: "stop"
+    at a stop token, "length" when max_new_tokens or the context ran out.
     """
 
     prompt: list[int]
@@ -78,15 +75,22 @@ class Engine:
     The model may be trained between calls; it is only read. It may have rows beyond the tokenizer's vocabulary, as
     embeddings of others are padded to round numbers; those are never chosen. Raises ModelError when the model gives no
     tokens, or has another number of them than the tokenizer.
+    weights: None reads the model's own at every step. One of `packed.WEIGHTS` packs them now, on a CPU: faster, but
+    what the model learns later is not seen.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, runtime: Runtime | None = None) -> None:
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer, runtime: Runtime | None = None, weights: str | None = None
+    ) -> None:
         if model.config.head != "lm":
             raise ModelError(f"this model has a {model.config.head!r} head and gives no tokens; generate needs 'lm'")
         check_sizes(tokenizer, model.config.vocab_size, "a model and its tokenizer")
         self.model = model
         self.tokenizer = tokenizer
-        self.runtime = _decoding_runtime(model, runtime)
+        self.runtime = decoding_runtime(model, runtime)
+        self._network = model if weights is None else pack(model, weights)
+        if weights is not None:
+            self.runtime = replace(self.runtime, dtype=torch.float32)  # the packed parts see to theirs themselves
 
     def generate(
         self,
@@ -96,13 +100,19 @@ class Engine:
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int | Sequence[int] = 0,
         stop_ids: Collection[int] | None = None,
         batch_rows: int = 64,
     ) -> list[Completion]:
         """One completion a prompt, in their order.
 
-        prompts: text (the beginning of a document: bos is put before it) or ids, taken as they are.
+        prompts: text (the beginning of a document: bos is put before it) or ids, taken as they are. temperature to
+        logit_bias (id -> what is added to its score): see `Sampling`.
         seed: row i draws with derive_seed(seed, i); a sequence gives every row its own seed instead. What a row draws
         depends on its seed, its prompt and the weights, not on its neighbours; but a batch of another size rounds sums
         in another order, which may tip a choice about once in a million tokens in float32, in a thousand in bfloat16.
@@ -110,11 +120,12 @@ class Engine:
         Raises UsageError for settings out of range, an empty prompt, ids that are no tokens, or a prompt that leaves no
         room in the context; ModelError when the model's scores are not finite.
         """
-        sampling = Sampling(temperature, top_k, top_p)
+        penalties = (repetition_penalty, presence_penalty, frequency_penalty)
+        sampling = Sampling(temperature, top_k, top_p, min_p, *penalties, self._bias(logit_bias))
         stops = self._stops(stop_ids)
         ids = [self._encode(prompt, index) for index, prompt in enumerate(prompts)]
         limits = [self._limit(len(row), max_new_tokens) for row in ids]
-        seeds = _row_seeds(seed, len(ids))
+        seeds = row_seeds(seed, len(ids))
         if isinstance(batch_rows, bool) or not isinstance(batch_rows, int) or batch_rows < 1:
             raise UsageError(f"batch_rows is {batch_rows!r}; it must be a whole number, 1 or more")
         done: dict[int, tuple[list[int], list[float]]] = {}
@@ -135,6 +146,11 @@ class Engine:
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int = 0,
         stop_ids: Collection[int] | None = None,
     ) -> Iterator[str]:
@@ -144,8 +160,9 @@ class Engine:
         """
         ids = self._encode(prompt, 0)
         limit = self._limit(len(ids), max_new_tokens)
-        seeds = _row_seeds(seed, 1)
-        job = _Job([ids], [limit], seeds, Sampling(temperature, top_k, top_p), self._stops(stop_ids))
+        penalties = (repetition_penalty, presence_penalty, frequency_penalty)
+        sampling = Sampling(temperature, top_k, top_p, min_p, *penalties, self._bias(logit_bias))
+        job = _Job([ids], [limit], row_seeds(seed, 1), sampling, self._stops(stop_ids))
         return self._pieces(job, TextStream(self.tokenizer, ids if isinstance(prompt, str) else ()))
 
     def top_tokens(self, prompt: Prompt, k: int) -> list[tuple[str, int, float]]:
@@ -160,7 +177,7 @@ class Engine:
         self._limit(len(ids), 1)
         with torch.inference_mode(), self.runtime.autocast():
             tokens = torch.tensor([ids], device=self.runtime.device)
-            logits = self.model.unembed(self.model.hidden(tokens)[0, -1])  # (V,)
+            logits = self._network.unembed(self._network.hidden(tokens)[0, -1])  # (V,)
         probabilities = logits[:num_tokens].float().softmax(dim=-1)
         if not bool(probabilities.isfinite().all()):
             raise _not_finite()
@@ -205,6 +222,13 @@ class Engine:
         if wrong is not None:
             raise UsageError(f"stop id {wrong} is no token; ids go from 0 to {self.tokenizer.vocab_size - 1}")
         return stops
+
+    def _bias(self, logit_bias: Mapping[int, float] | None) -> tuple[tuple[int, float], ...]:
+        vocab_size, pairs = self.tokenizer.vocab_size, tuple((logit_bias or {}).items())
+        wrong = next((token for token, _ in pairs if not 0 <= token < vocab_size), None)
+        if wrong is not None:
+            raise UsageError(f"logit_bias names the id {wrong}; the model's ids go from 0 to {vocab_size - 1}")
+        return pairs
 
     # What was made, told.
 
@@ -257,11 +281,14 @@ class Engine:
         active = torch.ones_like(rows, dtype=torch.bool)
         # A row's last token is never read, but once it has ended the row goes on writing at that one place.
         capacity = max(len(prompt) + limit for prompt, limit in zip(job.prompts, job.limits, strict=True))
-        cache = KeyValueCache(self.model.config, len(rows), capacity, self.runtime.dtype, device)
+        dtype = self._network.compute_dtype or self.runtime.dtype
+        cache = KeyValueCache(self.model.config, len(rows), capacity, dtype, device)
         logits = self._prefill(job.prompts, cache)
         num_tokens = self.tokenizer.vocab_size
+        said = self._penalties(job)
         for index in range(len(numbers)):
-            ids, logprobs = choose(logits[:, :num_tokens], job.sampling, numbers[index])
+            scores = logits[:, :num_tokens] if said is None else _penalised(logits[:, :num_tokens], said)
+            ids, logprobs = choose(scores, job.sampling, numbers[index])
             remaining = active & ~is_stop[ids] & (limits > index + 1)
             num_remaining = int(torch.where(logprobs.isfinite().all(), remaining.sum(), -1))  # the step's one question
             if num_remaining < 0:
@@ -270,13 +297,24 @@ class Engine:
             if num_remaining == 0:
                 return
             active = remaining
+            if said is not None:
+                for row, token in zip(said, ids.tolist(), strict=True):
+                    row.add(token)
             if 2 * num_remaining <= len(rows):
                 kept = active.nonzero()[:, 0]
                 cache.select(kept)
                 rows, limits, numbers, active, ids = rows[kept], limits[kept], numbers[:, kept], active[kept], ids[kept]
+                said = None if said is None else [said[row] for row in kept.tolist()]
             with self.runtime.autocast():
-                logits = self.model(ids[:, None], cache=cache)[:, 0]  # (R, V)
+                logits = self._network(ids[:, None], cache=cache)[:, 0]  # (R, V)
             cache.advance(active.long())  # an ended row stays where it is; what it says is never told
+
+    def _penalties(self, job: _Job) -> list[Penalties] | None:
+        """What each row has said, where that changes its scores."""
+        if not job.sampling.changes_scores:
+            return None
+        num_tokens, device = self.tokenizer.vocab_size, self.runtime.device
+        return [Penalties(job.sampling, prompt, num_tokens, device) for prompt in job.prompts]
 
     def _prefill(self, prompts: list[list[int]], cache: KeyValueCache) -> Tensor:
         """Read all prompts in one forward; the logits after each one's last token, (R, V)."""
@@ -286,25 +324,17 @@ class Engine:
             tokens[row, : len(prompt)] = torch.tensor(prompt)
         tokens, lengths = tokens.to(self.runtime.device), lengths.to(self.runtime.device)
         with self.runtime.autocast():
-            hidden = self.model.hidden(tokens, cache=cache)  # (R, T, D)
+            hidden = self._network.hidden(tokens, cache=cache)  # (R, T, D)
             cache.advance(lengths)
-            return self.model.unembed(hidden[torch.arange(len(prompts), device=hidden.device), lengths - 1])
+            return self._network.unembed(hidden[torch.arange(len(prompts), device=hidden.device), lengths - 1])
 
 
-def _decoding_runtime(model: Transformer, runtime: Runtime | None) -> Runtime:
-    """Where and in what dtype to decode: the runtime's, but float32 for a small model on a CPU."""
-    if runtime is None:
-        return Runtime(device=next(model.parameters()).device, dtype=torch.float32)
-    small = sum(parameter.numel() for parameter in model.parameters()) < _SMALL_PARAMETERS
-    return replace(runtime, dtype=torch.float32) if small and runtime.device.type == "cpu" else runtime
-
-
-def _row_seeds(seed: int | Sequence[int], num_rows: int) -> list[int]:
-    if isinstance(seed, int):
-        return [derive_seed(seed, row) for row in range(num_rows)]
-    if len(seed) != num_rows:
-        raise UsageError(f"{len(seed)} seeds for {num_rows} prompts; give one number, or one for each prompt")
-    return list(seed)
+def _penalised(logits: Tensor, rows: Sequence[Penalties]) -> Tensor:
+    """The scores (R, V) float32 after each row's bias and penalties."""
+    scores = logits.float().clone()
+    for row, penalties in enumerate(rows):
+        penalties.apply(scores[row])
+    return scores
 
 
 def _not_finite() -> ModelError:

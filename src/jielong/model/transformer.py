@@ -135,6 +135,7 @@ class Transformer(HeadedModel):
         self.norm = _final_norm(config, num_decoder)
         self.drop = build_dropout(config.dropout)
         self.scale_embedding = build_scale(config.embedding_scale)
+        self.compute_dtype: torch.dtype | None = None  # of what norms return, without autocast; None: the weights'
         self.choose_kernels = choose_capped_kernels if config.attention_softcap else choose_kernels
         self.add_head(config)
         self.build_tables()
@@ -272,7 +273,7 @@ class Transformer(HeadedModel):
             # padded queries may stand beyond the end
             positions = slots = (cache.lengths.to(device)[:, None] + slots).clamp_(max=most - 1)  # (B, T)
         autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else self.embed.weight.dtype
+        dtype = torch.get_autocast_dtype(device.type) if autocast else self.compute_dtype or self.embed.weight.dtype
         dropout = self.config.attention_dropout if self.training else 0.0
         attend, weigh = self.choose_kernels(device, length, cache is not None, dropout)
         x = self.token_types(self.positions.add(self.scale_embedding(self.embed(tokens)), positions), token_types)

@@ -1,0 +1,167 @@
+"""A copy of a model made for decoding: weights packed once, modules replaced by what takes the fewest steps.
+
+The copy runs the model's own `forward`; only its parts are others. It reads no more than embeddings and norms from the
+model it was made of, and does not follow when that is trained.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jielong.errors import ModelError, UsageError
+from jielong.generate.quantize import KINDS, PackedProduct, Product, available, build_product, compute_dtype, fastest
+from jielong.model.context import Context
+from jielong.model.heads import HeadedModel
+from jielong.model.kernels import CrossKernel, SelfKernel, steady_attention
+from jielong.model.layers import GatedFeedForward, RMSNorm
+from jielong.model.moe import Experts
+from jielong.model.transformer import Transformer
+from jielong.runtime import Runtime
+
+WEIGHTS = ("auto", *KINDS)
+# Below this size a CPU decodes in float32 although the runtime says bfloat16. Measured tokens a second, bfloat16 over
+# float32: at 1.3M, 3.4M and 14M parameters 1.3, 1.6 and 2.2 in a batch of 64, but 0.6, 0.75 and 0.85 alone, for a small
+# product is over sooner than its operands are cast. Where the gain is small, exactness is worth more.
+_SMALL_PARAMETERS = 2_000_000
+_PROBED_BYTES = 128 << 20  # of float32 weights: more than caches hold, and still soon done
+
+
+def pack(model: Transformer, weights: str) -> Transformer:
+    """A copy of `model` for decoding on a CPU, its weights of one of `WEIGHTS`; "auto" tries which is fastest.
+
+    Everything but matrix products and what is between them stays in float32. Raises UsageError for another kind,
+    and for a model elsewhere than on a CPU; ModelError for one that gives no tokens.
+    """
+    if weights not in WEIGHTS:
+        raise UsageError(f"weights is {weights!r}; legal are {', '.join(WEIGHTS)}")
+    if model.embed.weight.device.type != "cpu":
+        raise UsageError(f"packed weights are for a CPU; the model is on {model.embed.weight.device}")
+    if model.config.head != "lm":
+        raise ModelError(f"this model has a {model.config.head!r} head and gives no tokens; only 'lm' is decoded")
+    kind = choose_kind(model) if weights == "auto" else weights
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    packed = copy.deepcopy(model, shared)
+    packed.compute_dtype = compute_dtype(kind)
+    packed.choose_kernels = partial(_choose_kernels, packed.choose_kernels)
+    packed._read = _Logits(build_product(packed.unembed_weight, packed.logit_bias, kind))
+    if not model.config.tie_embeddings:
+        del packed.unembedding
+    _replace(packed, kind)
+    return packed.eval()
+
+
+def choose_kind(model: Transformer) -> str:
+    """What "auto" means for this model here: float32 when it is small, else the fastest of float32, bfloat16, int8."""
+    if sum(parameter.numel() for parameter in model.parameters()) < _SMALL_PARAMETERS:
+        return "float32"
+    found, num_bytes = [], 0
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and num_bytes < _PROBED_BYTES:
+            found.append(module.weight)
+            num_bytes += module.weight.numel() * 4
+    return fastest(found)
+
+
+class _Logits:
+    """The "lm" head over packed weights; stands where the model keeps its reader."""
+
+    def __init__(self, product: Product) -> None:
+        self.product = product
+
+    def __call__(self, model: HeadedModel, hidden: Tensor, segments: Tensor | None) -> Tensor:
+        return self.product(model._scale_logits(hidden))
+
+
+class QuickNorm:
+    """RMSNorm in one call. The same formula as `RMSNorm`, rounded in another order."""
+
+    def __init__(self, norm: RMSNorm) -> None:
+        self.weight, self.shape, self.eps = norm.weight.detach(), norm.weight.shape, norm.eps
+
+    def __call__(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return F.rms_norm(x.float(), self.shape, self.weight, self.eps).to(dtype or x.dtype)
+
+
+class _FusedGate:
+    """SwiGLU in three calls: gate with its SiLU, up with the multiplication, down."""
+
+    def __init__(self, ffn: GatedFeedForward) -> None:
+        half = torch.bfloat16
+        gate, up = ffn.gate.weight.detach(), ffn.up.weight.detach()
+        self.gate = PackedProduct(gate, ffn.gate.bias, half, half, "swish")
+        self.up = PackedProduct(up, ffn.up.bias, half, half)
+        self.down = build_product(ffn.down.weight, ffn.down.bias, "bfloat16")
+
+    def __call__(self, x: Tensor, context: Context | None = None) -> Tensor:
+        return self.down(self.up.times(x, self.gate(x)))
+
+
+class _JoinedGate:
+    """Gate and up as one product."""
+
+    def __init__(self, ffn: GatedFeedForward, kind: str) -> None:
+        bias = None if ffn.gate.bias is None else torch.cat((ffn.gate.bias, ffn.up.bias))
+        self.gate_up = build_product(torch.cat((ffn.gate.weight, ffn.up.weight)), bias, kind)
+        self.down = build_product(ffn.down.weight, ffn.down.bias, kind)
+        self.nonlinearity = ffn.nonlinearity
+
+    def __call__(self, x: Tensor, context: Context | None = None) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(self.nonlinearity(gate) * up)
+
+
+def _replace(module: nn.Module, kind: str) -> None:
+    """Put packed parts in the places of a module's own; plain objects, which cost less to call than modules."""
+    for name, child in list(module.named_children()):
+        part = _part(child, kind)
+        if part is not None:
+            delattr(module, name)
+            setattr(module, name, part)
+        elif isinstance(child, Experts):
+            if compute_dtype(kind) == torch.bfloat16:
+                _round_experts(child)
+        else:
+            _replace(child, kind)
+
+
+def _part(module: nn.Module, kind: str) -> Callable[..., Tensor] | None:
+    """What stands for a module in the copy; None where it stays, with its children replaced."""
+    if isinstance(module, GatedFeedForward):
+        fused = kind == "bfloat16" and module.nonlinearity is F.silu and available(kind)
+        return _FusedGate(module) if fused else _JoinedGate(module, kind)
+    if isinstance(module, RMSNorm):
+        return QuickNorm(module)
+    return build_product(module.weight, module.bias, kind) if isinstance(module, nn.Linear) else None
+
+
+def _round_experts(experts: Experts) -> None:
+    """Experts are multiplied by torch itself, each a few rows; the router stays in float32."""
+    for name, weight in list(experts.named_parameters(recurse=False)):
+        setattr(experts, name, nn.Parameter(weight.detach().bfloat16(), requires_grad=False))
+
+
+def _choose_kernels(
+    usual: Callable[..., tuple[SelfKernel, CrossKernel]],
+    device: torch.device,
+    length: int,
+    cached: bool,
+    dropout: float,
+) -> tuple[SelfKernel, CrossKernel]:
+    """The usual kernels, but `steady_attention` where there is a cache."""
+    alone, across = usual(device, length, cached, dropout)
+    return (steady_attention if cached else alone), across
+
+
+def decoding_runtime(model: Transformer, runtime: Runtime | None) -> Runtime:
+    """Where and in what dtype to decode: the runtime's, but float32 for a small model on a CPU."""
+    if runtime is None:
+        return Runtime(device=next(model.parameters()).device, dtype=torch.float32)
+    small = sum(parameter.numel() for parameter in model.parameters()) < _SMALL_PARAMETERS
+    return replace(runtime, dtype=torch.float32) if small and runtime.device.type == "cpu" else runtime
