@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 from jielong.generate.batching import Batcher
 from jielong.generate.requests import Delta, Request
 from jielong.model.transformer import Transformer
-from jielong.runtime import Runtime
 from jielong.serve.errors import ApiError, unavailable
 from jielong.serve.metrics import Metrics
 from jielong.tokenizer.tokenizer import Tokenizer
 
 T = TypeVar("T")
+_STEP_SECONDS = 10.0  # longer than any step should take
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,6 @@ class Loaded:
     batcher: Batcher
     model: Transformer
     tokenizer: Tokenizer
-    runtime: Runtime
     created: int
 
     @property
@@ -105,22 +104,17 @@ class EngineThread:
     """Loads the model, then makes tokens. state: "loading", "ready", "draining", "dead" or "stopped".
 
     load: runs on the engine's thread, where the model stays. most_open: most sequences that run or wait together.
-    on_death: called on the loop when loading or a step has failed, with the error.
+    on_death: called on the loop with what made loading or a step fail; error keeps it.
     """
 
-    def __init__(
-        self,
-        load: Callable[[], Loaded],
-        most_open: int,
-        metrics: Metrics,
-        on_death: Callable[[BaseException], None] | None = None,
-    ) -> None:
+    def __init__(self, load: Callable[[], Loaded], most_open: int, metrics: Metrics) -> None:
         self.state, self.metrics, self.most_open = "loading", metrics, most_open
         self.num_open = 0
         self.error: BaseException | None = None
         self.idle = asyncio.Event()  # set while nothing runs or waits
         self.idle.set()
-        self._load, self._on_death = load, on_death
+        self.on_death: Callable[[BaseException], None] = lambda error: None
+        self._load = load
         self._loaded: Loaded | None = None
         self._mean_seconds = 1.0  # of a sequence, lately
         self._jobs: set[Job] = set()
@@ -132,6 +126,11 @@ class EngineThread:
         self._settled: asyncio.Future[None] | None = None
 
     # The loop's side.
+
+    @property
+    def was_ready(self) -> bool:
+        """Whether the model has ever been there."""
+        return self._loaded is not None
 
     def start(self) -> None:
         """Start loading; must be called with the loop running."""
@@ -150,7 +149,9 @@ class EngineThread:
         if self._loaded is None and self.state == "loading":
             raise unavailable("the model is still being loaded", "loading")
         if self._loaded is None or self.state in ("dead", "stopped"):
-            raise unavailable("the engine has failed and must be started anew; the server's log says why", "engine_dead")
+            raise unavailable(
+                "the engine has failed and must be started anew; the server's log says why", "engine_dead"
+            )
         return self._loaded
 
     def submit(self, requests: Sequence[Request]) -> Job:
@@ -176,7 +177,7 @@ class EngineThread:
         return job
 
     async def call(self, work: Callable[[], T]) -> T:
-        """The result of work(), done by the engine's thread between two steps; raises what it raises, or ApiError 503."""
+        """The result of work(), done by the engine's thread between two steps. Raises what it does, or ApiError 503."""
         self.ready()
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._calls.add(done)
@@ -206,8 +207,8 @@ class EngineThread:
             self.state = "stopped"
         self._inbox.put(None)
         self._fail_all(unavailable("the server has stopped", "stopped"))
-        if self._thread.is_alive():
-            self._thread.join(timeout=10)
+        if self.was_ready:  # else it is loading, which nobody need wait for
+            self._thread.join(timeout=_STEP_SECONDS)
 
     def closed(self, job: Job, reason: str) -> None:
         """A sequence of this job has ended."""
@@ -254,8 +255,7 @@ class EngineThread:
             self._settled.set_exception(error)
             self._settled.exception()  # fetched, so that nobody is warned when nobody waits for it
         self._fail_all(unavailable("the engine has failed while it worked on this request", "engine_dead"))
-        if self._on_death is not None:
-            self._on_death(error)
+        self.on_death(error)
 
     def _fail_all(self, error: ApiError) -> None:
         for job in list(self._jobs):

@@ -3,8 +3,8 @@
     {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
 
 Statuses: 400 bad input, 401 no or a wrong key, 403 refused place or use, 404, 405, 408, 413, 415, 429 queue full, 431,
-500 our own bug, 503 loading, draining or dead. Clients of OpenAI's repeat a request at 408, 409, 429 and from 500 on, so
-bad input must never be one of those.
+500 our own bug, 503 loading, draining or dead. OpenAI's clients repeat a request at 408, 409, 429 and from 500 on, so
+that bad input must never be one of those.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TYPES = {
 
 
 class ApiError(Exception):
-    """A request that ends with an error object. status: HTTP's. param: the wrong field, "messages[0].role". code: short."""
+    """A request that ends with an error object. param: the wrong field, as "messages[0].role". code: for programs."""
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from jielong.serve.settings import Limits
 BodyT = TypeVar("BodyT", bound=BaseModel)
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_TYPE_TRIED = re.compile(r"\[|^(constrained-)?str$")
 _PROMPTS = ("prompt", "input")
 CLOSE = {"connection": "close"}  # the rest of a body that is not read would be taken for a request
 
@@ -90,25 +91,28 @@ def validate(model_class: type[BodyT], value: Any) -> BodyT:
     try:
         return model_class.model_validate(value)
     except ValidationError as error:
-        details = error.errors(include_url=False)
-    raise _explained(model_class, details[0])
+        details: list[Any] = error.errors(include_url=False)
+    # Where a field may be of several types each of them has an error; the one that got furthest is what was meant.
+    first = [detail for detail in details if detail["loc"][:1] == details[0]["loc"][:1]]
+    raise _explained(max(first, key=lambda detail: len(detail["loc"])))
 
 
-def _explained(model_class: type[BaseModel], detail: Mapping[str, Any]) -> ApiError:
+def _explained(detail: Mapping[str, Any]) -> ApiError:
     """One pydantic error as a client should read it."""
-    place, kind, context = [part for part in detail["loc"]], detail["type"], detail.get("ctx", {})
-    if not place:  # from a validator of our own: the text says which field
-        return bad_request(str(context.get("error", detail["msg"])))
-    field = str(place[0])
-    shown = json.dumps(detail["input"], default=str)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    place, kind = list(detail["loc"]), detail["type"]
+    if kind == "value_error":  # from a validator of our own: the text says which field
+        return bad_request(str(detail["ctx"]["error"]))
+    if place[0] in _PROMPTS and kind != "missing":
+        text = "must be a text, a list of token ids, or a list of texts or of lists of ids; no list may be empty"
+        return bad_request(f"{place[0]}: {text}", str(place[0]))
+    # pydantic names the type it tried, too: "stop", "list[constrained-str]", 0
+    place = [part for part in place if isinstance(part, int) or not _TYPE_TRIED.search(part)]
     if kind == "missing":
         return bad_request(f"{_dotted(place)} is required", _dotted(place))
-    if field in _PROMPTS:
-        text = f"{field}: must be a text, a list of token ids, or a list of texts or of lists of ids; no list may be empty"
-        return bad_request(text, field)
-    message = str(detail["msg"]).replace("Input should be", "must be").replace(" a valid", " a")
-    place = [part for part in place if not (isinstance(part, str) and ("[" in part or part in ("str", "constrained-str")))]
+    shown = json.dumps(detail["input"], default=str)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    message = str(detail["msg"]).replace("Input should be a valid integer", "must be a whole number")
+    message = message.replace("Input should be a valid", "must be a").replace("Input should be", "must be")
     return bad_request(f"{_dotted(place)} is {shown}: {message}", _dotted(place))
 
 

@@ -58,7 +58,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self.requests = Counter("jielong_http_requests_total", "HTTP requests answered.", ("path", "status"))
-        self.tokens = Counter("jielong_tokens_total", "Tokens read (prompt), found in the prefix cache, made.", ("kind",))
+        self.tokens = Counter(
+            "jielong_tokens_total", "Tokens read (prompt), found in the prefix cache, made.", ("kind",)
+        )
         self.finished = Counter("jielong_sequences_total", "Sequences ended, by how they ended.", ("reason",))
         self.refused = Counter("jielong_guard_refusals_total", "Replies ended by the output guard.", ("rule",))
         self.disconnected = Counter("jielong_disconnects_total", "Clients that left before their answer was whole.")

@@ -1,4 +1,4 @@
-"""From a body to the engine's requests: ids, sampling, seeds. What a client wrote becomes text, never a control token."""
+"""From a body to the engine's requests: ids, sampling, seeds. What a client writes is text, never a control token."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def engine_requests(
     """n requests for each row, prompt by prompt.
 
     Choice k of every prompt draws with derive_seed(seed, k): equal seeds give equal answers, whatever else is asked in
-    the same request, and those of Engine.generate([prompt], seed=seed). Raises ApiError 400 for what the engine refuses.
+    the same request, and those of Engine.generate([prompt], seed=seed). Raises ApiError 400 for what is out of range.
     """
     seed = secrets.randbits(62) if body.seed is None else body.seed
     stop_ids = frozenset() if body.ignore_eos else frozenset(loaded.tokenizer.stop_ids)

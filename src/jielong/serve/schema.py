@@ -42,7 +42,9 @@ class StreamOptions(Body):
 class SamplingBody(Body):
     """What completions and chats have in common. null is as good as left out."""
 
-    model: Annotated[str, Field(max_length=1000)] | None = Field(None, description="One of /v1/models; may be left out.")
+    model: Annotated[str, Field(max_length=1000)] | None = Field(
+        None, description="One of /v1/models; may be left out."
+    )
     n: Annotated[int, Field(ge=1, le=128)] | None = Field(None, description="Answers to each prompt; 1.")
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="0: the likeliest token; 1.")
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -54,7 +56,9 @@ class SamplingBody(Body):
     logit_bias: Annotated[dict[BiasId, Bias], Field(max_length=1024)] | None = Field(
         None, description="Token id, as text, to what is added to its score."
     )
-    seed: Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1)] | None = Field(None, description="Chosen when left out.")
+    seed: Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1)] | None = Field(
+        None, description="Chosen when left out."
+    )
     stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
     ignore_eos: bool | None = Field(None, description="Go on behind the end of a text or turn.")
@@ -120,7 +124,9 @@ class ChatBody(SamplingBody):
     """POST /v1/chat/completions."""
 
     messages: Messages
-    max_completion_tokens: Annotated[int, Field(ge=0, le=LARGEST_ID)] | None = Field(None, description="Wins over max_tokens.")
+    max_completion_tokens: Annotated[int, Field(ge=0, le=LARGEST_ID)] | None = Field(
+        None, description="Wins over max_tokens."
+    )
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
@@ -149,7 +155,9 @@ class TokenizeBody(Body):
     model: Annotated[str, Field(max_length=1000)] | None = None
     prompt: Text | None = None
     messages: Messages | None = None
-    add_special_tokens: bool | None = Field(None, description="With prompt: put begin and end of a text around it; true.")
+    add_special_tokens: bool | None = Field(
+        None, description="With prompt: put begin and end of a text around it; true."
+    )
     add_generation_prompt: bool | None = Field(None, description="With messages: end where the assistant speaks; true.")
     return_token_strs: bool | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from jielong.errors import UsageError
 from jielong.serve.personas import Persona
@@ -61,7 +62,9 @@ class ServeSettings:
                 )
         for origin in self.allowed_origins:
             if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
-                raise UsageError(f"allowed origin {origin!r}: must read http://host or https://host:port, without a path")
+                raise UsageError(
+                    f"allowed origin {origin!r}: must read http://host or https://host:port, without a path"
+                )
         if not self.is_loopback and not self.api_keys and not self.insecure:
             raise UsageError(
                 f"host {self.host!r} can be reached by others, and no --api-key is set: anybody could use the model. "
@@ -77,3 +80,15 @@ class ServeSettings:
             return ipaddress.ip_address(self.host.strip("[]")).is_loopback
         except ValueError:
             return False  # a name: it may lead anywhere
+
+
+def read_keys(path: Path) -> tuple[str, ...]:
+    """API keys of a file, one a line. Raises UsageError when there is no such file or no key in it."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as a list of API keys: {error}") from None
+    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    if not keys:
+        raise UsageError(f"{path}: holds no API key; write one a line")
+    return keys

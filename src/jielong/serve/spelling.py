@@ -56,8 +56,8 @@ class TokenTrack:
 def completion_logprobs(tokenizer: Tokenizer, told: Sequence[Told], num_top: int) -> dict[str, Any]:
     """The logprobs of /v1/completions: four lists, equally long.
 
-    top_logprobs holds the num_top likeliest tokens and, beside them, the token itself. Two tokens with one text get keys
-    of their own, so that the greatest value is that of the likeliest token.
+    top_logprobs holds the num_top likeliest tokens and, beside them, the token itself. Of two tokens with one text each
+    has a key of its own, so that the greatest value is that of the likeliest token.
     """
     return {
         "tokens": [token_text(tokenizer, one.id) for one in told],

@@ -16,12 +16,21 @@ from jielong.serve.metrics import Metrics
 
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
-HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+HEADERS = {"cache-control": "no-store"}
+STREAM_HEADERS = {**HEADERS, "x-accel-buffering": "no"}  # nginx would else wait for more
 
 
 def event(data: object) -> bytes:
     """One event. Lines end inside JSON text only as \\n, so that no text can end the event."""
     return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def answer(data: object) -> Response:
+    """A whole answer as JSON; for None, which is for a client that has left, nothing."""
+    if data is None:
+        return Response(status_code=499)
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return Response(text.encode(), media_type="application/json", headers=HEADERS)
 
 
 class EventStream(Response):
@@ -34,7 +43,7 @@ class EventStream(Response):
 
     def __init__(self, events: AsyncIterator[bytes], abandon: Callable[[], None], metrics: Metrics) -> None:
         self.status_code, self.background = 200, None
-        self.init_headers(HEADERS)
+        self.init_headers(STREAM_HEADERS)
         self._events, self._abandon, self._metrics = events, abandon, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,9 +71,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def unless_gone(
-    request: Request, work: Awaitable[T], abandon: Callable[[], None], metrics: Metrics
-) -> T | None:
+async def unless_gone(request: Request, work: Awaitable[T], abandon: Callable[[], None], metrics: Metrics) -> T | None:
     """The result of work; None when the client has left, after which abandon has been called and work is cancelled."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_departure(request.receive))
