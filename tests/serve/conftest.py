@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from jielong.generate.batching import Batcher
+from jielong.generate.requests import Delta
 from jielong.model.config import ModelConfig
 from jielong.model.transformer import Transformer
 from jielong.serve.api import build_app
@@ -18,7 +18,7 @@ from jielong.serve.engine_thread import Loaded
 from jielong.serve.launch import make_service
 from jielong.serve.server import Server, listen
 from jielong.serve.service import Service
-from jielong.serve.settings import Limits, ServeSettings
+from jielong.serve.settings import ServeSettings
 from jielong.tokenizer.tokenizer import Tokenizer
 
 CONTEXT = 160
@@ -64,6 +64,30 @@ def model(tokenizer: Tokenizer) -> Transformer:
     return build_model(tokenizer)
 
 
+class GatedBatcher(Batcher):
+    """Makes a step only when it is allowed one, so that tests can stop time; after `free` as many as it likes."""
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, max_rows: int) -> None:
+        super().__init__(model, tokenizer, max_rows=max_rows)
+        self.allowed, self.num_steps, self.is_free = threading.Semaphore(0), 0, False
+        self.failure: Exception | None = None
+
+    def step(self) -> list[Delta]:
+        if not self.is_free:
+            assert self.allowed.acquire(timeout=30), "no step was allowed for 30 seconds"
+        if self.failure is not None:
+            raise self.failure
+        self.num_steps += 1
+        return super().step()
+
+    def allow(self, num_steps: int) -> None:
+        self.allowed.release(num_steps)
+
+    def free(self) -> None:
+        self.is_free = True
+        self.allowed.release()
+
+
 @dataclass
 class Lab:
     """Makes services over the tiny model."""
@@ -77,6 +101,11 @@ class Lab:
         return Loaded(
             Batcher(self.model, self.tokenizer, max_rows=self.max_rows), self.model, self.tokenizer, 1_700_000_000
         )
+
+    def gated(self) -> tuple[Service, GatedBatcher]:
+        """A service whose steps the test allows one by one."""
+        batcher = GatedBatcher(self.model, self.tokenizer, self.max_rows)
+        return self.service(lambda: Loaded(batcher, self.model, self.tokenizer, 1)), batcher
 
     def service(self, load: Callable[[], Loaded] | None = None) -> Service:
         return make_service(load or self.load, NAME, self.settings, self.max_rows)
@@ -137,6 +166,3 @@ def running(service: Service) -> Iterator[Running]:
 def live(lab: Lab) -> Iterator[Running]:
     with running(Lab(lab.model, lab.tokenizer, ServeSettings(port=0)).service()) as found:
         yield found
-
-
-__all__ = ["CONTEXT", "MAX_ROWS", "NAME", "Lab", "Limits", "Running", "asyncio", "running"]

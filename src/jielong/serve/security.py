@@ -35,8 +35,11 @@ class Gate:
         self._num_open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # a websocket, which nothing here speaks
+            await send({"type": "websocket.close"})
             return
         headers = Headers(scope=scope)
         origin = headers.get("origin")
