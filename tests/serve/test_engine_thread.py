@@ -134,7 +134,7 @@ async def test_scores_that_are_no_numbers_are_one_requests_error(lab: Lab) -> No
     """A model with NaN in a row of its embedding: who meets that token gets an error, the others their answers."""
     model = build_model(lab.tokenizer)
     with torch.no_grad():
-        model.get_parameter("embedding.weight")[ord("Z")] = float("nan")
+        model.get_parameter("embed.weight")[ord("Z")] = float("nan")
     async with Lab(model, lab.tokenizer).client() as client:
         bad = {"prompt": [ord("Z")], "max_tokens": 2}
         answer = await client.post(COMPLETE, json=bad)
@@ -165,7 +165,7 @@ async def leaving(
 
     headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
     scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
-             "headers": headers, "root_path": "", "scheme": "http", "client": ("127.0.0.1", 1), "http_version": "1.1"}  # fmt: skip
+             "headers": headers, "root_path": "", "scheme": "http", "client": ("127.0.0.1", 1)}  # fmt: skip
     task = asyncio.ensure_future(app(scope, receive, send))
     await asyncio.sleep(0)
     return sent, left.set, task
@@ -174,7 +174,7 @@ async def leaving(
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("num_steps", [0, 1, 2, 7])
 async def test_leaving_frees_the_row_within_a_step(lab: Lab, stream: bool, num_steps: int) -> None:
-    """The client leaves when nothing was read, at the first token, in the middle: at the next step its rows are free."""
+    """The client leaves when nothing was read, at the first token, in the middle: at the next step no row is taken."""
     async with gated(lab) as (_, service, batcher):
         body = {**LONG, "n": 2, "stream": stream}
         _, leave, task = await leaving(service, body)
@@ -269,7 +269,7 @@ async def test_a_drain_has_an_end(lab: Lab) -> None:
 
 
 async def test_neighbours_cannot_be_told_apart(lab: Lab) -> None:
-    """Thirty requests at once, some of which leave: each text is that of the same request alone."""
+    """Two dozen requests at once, of all lengths: each text is that of the same request alone."""
     asked: list[dict[str, Any]] = [{"prompt": f"the cat {n}", "max_tokens": 5 + n, "seed": n} for n in range(24)]
     async with lab.client() as client:
 
@@ -278,10 +278,6 @@ async def test_neighbours_cannot_be_told_apart(lab: Lab) -> None:
             return found
 
         alone = [await text(body) for body in asked]
-        service = lab.service()
-        async with lab.client(service) as crowded:
-            tasks: list[Awaitable[httpx2.Response]] = [crowded.post(COMPLETE, json=body) for body in asked]
-            leavers = [await leaving(service, {**LONG, "seed": n}) for n in range(0)]
-            together = [answer.json()["choices"][0]["text"] for answer in await asyncio.gather(*tasks)]
-            assert not leavers
+        tasks: list[Awaitable[httpx2.Response]] = [client.post(COMPLETE, json=body) for body in asked]
+        together = [answer.json()["choices"][0]["text"] for answer in await asyncio.gather(*tasks)]
     assert together == alone

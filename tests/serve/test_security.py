@@ -169,7 +169,8 @@ def test_other_settings(tmp_path: Path) -> None:
 
 HERE = ["localhost", "localhost:8000", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:80", "[::1]", "[::1]:8000", "localhost."]
 NOT_HERE = ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example",
-            "evil.example#localhost", "localhost@evil.example", "192.168.1.5", "[fe80::1]", "", " ", "0.0.0.0", "a" * 300]  # fmt: skip
+            "evil.example#localhost", "localhost@evil.example",
+            "192.168.1.5", "[fe80::1]", "", " ", "0.0.0.0", "a" * 300]  # fmt: skip
 
 
 async def test_names_of_the_server(client: httpx2.AsyncClient) -> None:
