@@ -77,8 +77,9 @@ class GatedBatcher(Batcher):
             assert self.allowed.acquire(timeout=30), "no step was allowed for 30 seconds"
         if self.failure is not None:
             raise self.failure
+        deltas = super().step()
         self.num_steps += 1
-        return super().step()
+        return deltas
 
     def allow(self, num_steps: int) -> None:
         self.allowed.release(num_steps)

@@ -262,10 +262,9 @@ async def test_a_drain_has_an_end(lab: Lab) -> None:
         running = asyncio.ensure_future(client.post(COMPLETE, json=LONG))
         await until(lambda: service.engine.num_open == 1)
         assert not await service.engine.drain(0.01)
-        stopping = asyncio.get_running_loop().run_in_executor(None, batcher.free)
-        service.engine.stop()
-        await stopping
-        refused(await running, 503, "stopped")
+        service.engine.halt()
+        refused(await running, 503, "stopped")  # while the step that it is in still goes on
+        assert batcher.num_steps == 0
 
 
 async def test_neighbours_cannot_be_told_apart(lab: Lab) -> None:

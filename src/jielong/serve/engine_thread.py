@@ -201,12 +201,16 @@ class EngineThread:
             return False
         return True
 
-    def stop(self) -> None:
-        """End the thread after the step it is in; what still runs gets an error."""
+    def halt(self) -> None:
+        """Have the thread end after the step it is in; who still waits gets an error now."""
         if self.state != "dead":
             self.state = "stopped"
         self._inbox.put(None)
         self._fail_all(unavailable("the server has stopped", "stopped"))
+
+    def stop(self) -> None:
+        """`halt`, and wait for the thread."""
+        self.halt()
         if self.was_ready:  # else it is loading, which nobody need wait for
             self._thread.join(timeout=_STEP_SECONDS)
 

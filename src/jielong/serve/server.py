@@ -49,8 +49,10 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        self._forget()  # from here on uvicorn's limit for idle connections holds
         super().on_response_complete()
+        self._forget()  # from here on uvicorn's limit for idle connections holds
+        if self.conn.trailing_data[0] and self.cycle.response_complete:
+            self._expect_head()  # the beginning of another request is here already
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP gets an error object too, and the connection ends."""
@@ -95,11 +97,11 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._service = service
         self._stopping: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._signalled = False
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -107,8 +109,8 @@ class Server(uvicorn.Server):
         if self._signalled and sig == signal.SIGINT:
             os._exit(_INTERRUPTED)  # nothing here needs to be put in order; the engine may be in the middle of a step
         self._signalled = True
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self.stop)
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(self.stop)
 
     def stop(self) -> None:
         """Drain, then end. To be called on the loop."""
@@ -120,7 +122,7 @@ class Server(uvicorn.Server):
         log_event("draining", {"sequences": engine.num_open, "seconds": seconds})
         if not await engine.drain(seconds):
             log_event("drain_timeout", {"sequences": engine.num_open})
-            engine.stop()  # those who still wait get an error
+            engine.halt()
         self.should_exit = True
 
 
