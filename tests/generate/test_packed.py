@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from jielong.errors import ModelError
+from jielong.errors import ModelError, UsageError
 from jielong.generate.batching import Batcher
 from jielong.generate.packed import WEIGHTS, choose_kind, pack
 from jielong.generate.quantize import KINDS, available
@@ -101,11 +101,11 @@ def test_float32_is_the_same_bits_in_any_company(name: str) -> None:
 
 def test_what_is_not_packed() -> None:
     model = build("jie")
-    with pytest.raises(ModelError, match="'int5'; legal are auto, float32"):
+    with pytest.raises(UsageError, match="'int5'; legal are auto, float32"):
         pack(model, "int5")
     with pytest.raises(ModelError, match="'scalar' head"):
         pack(Transformer(replace(model.config, head="scalar")), "float32")
-    with pytest.raises(ModelError, match="on meta"):
+    with pytest.raises(UsageError, match="on meta"):
         pack(model.to("meta"), "float32")
     assert WEIGHTS[0] == "auto"
 

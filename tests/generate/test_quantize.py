@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jielong.errors import ModelError
+from jielong.errors import UsageError
 from jielong.generate import quantize
 from jielong.generate.quantize import (
     GROUP,
@@ -93,7 +93,7 @@ def test_a_kernel_that_fails_or_lies_is_not_used(monkeypatch: pytest.MonkeyPatch
     for wrong in (lambda self, x: 1 / 0 if False else (_ for _ in ()).throw(RuntimeError), lambda self, x: x * 0):
         monkeypatch.setattr(quantize.PackedProduct, "__call__", wrong)
         assert not available.__wrapped__("float32")
-    with pytest.raises(ModelError, match="'int5'; legal are auto, float32, bfloat16, int8, int4"):
+    with pytest.raises(UsageError, match="'int5'; legal are auto, float32, bfloat16, int8, int4"):
         available("int5")
 
 

@@ -37,6 +37,10 @@ SetOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print figures as JSON on stdout.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(help="Pack them for a CPU: auto (the fastest), float32, bfloat16, int8, int4.", metavar="KIND"),
+]
 SeedOption = Annotated[int, typer.Option(help="Equal seeds, equal texts.")]
 
 
@@ -174,7 +178,7 @@ def plan(
         console().print(format_plan(found) if is_recipe(name) else format_sheet(found), soft_wrap=False)
 
 
-def _engine(model: str, device: str, seed: int) -> tuple[Any, Any]:
+def _engine(model: str, device: str, seed: int, weights: str | None = None) -> tuple[Any, Any]:
     """The engine over a model, and how the model was found; its provenance is told on stderr."""
     from jielong.cli.models import find_model
     from jielong.folder import load
@@ -196,7 +200,8 @@ def _engine(model: str, device: str, seed: int) -> tuple[Any, Any]:
     parent = [f"from {os.path.normpath(found.folder / provenance['parent'])}"] if provenance.get("parent") else []
     facts = ", ".join([f"{number} parameters", f"context {network.config.max_length} tokens", *origin, *parent])
     say.print(f"model: {found.folder} ({facts})", markup=False, soft_wrap=True)
-    return Engine(network.to(runtime.device), tokenizer, runtime), found
+    kind = None if weights == "auto" and runtime.device.type != "cpu" else weights
+    return Engine(network.to(runtime.device), tokenizer, runtime, kind), found
 
 
 @app.command(
@@ -210,13 +215,14 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.7,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    weights: WeightsOption = "auto",
 ) -> None:
     """Talk with a model in the terminal. /help lists the commands; without a terminal, one turn a line from stdin."""
     from jielong.cli.chat import Conversation, talk
     from jielong.model.hf import read_provenance
     from jielong.tokenizer.chat import check_answers
 
-    engine, found = _engine(model, device, seed)
+    engine, found = _engine(model, device, seed, weights)
     check_answers(engine.tokenizer)
     if read_provenance(found.folder).get("kind") == "pretrain":
         messages().print("a base model: it continues text and has not learned to answer", style="yellow")
@@ -237,10 +243,11 @@ def complete(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
+    weights: WeightsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Continue a text; -k shows what the model expects next, with probabilities."""
-    engine, found = _engine(model, device, seed)
+    engine, found = _engine(model, device, seed, weights)
     top_tokens = engine.top_tokens(text, top) if top else []
     if as_json:
         made = engine.generate([text], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)[0]

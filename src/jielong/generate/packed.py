@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jielong.errors import ModelError
+from jielong.errors import ModelError, UsageError
 from jielong.generate.quantize import KINDS, PackedProduct, Product, available, build_product, compute_dtype, fastest
 from jielong.model.context import Context
 from jielong.model.heads import HeadedModel
@@ -36,13 +36,13 @@ _PROBED_BYTES = 128 << 20  # of float32 weights: more than caches hold, and stil
 def pack(model: Transformer, weights: str) -> Transformer:
     """A copy of `model` for decoding on a CPU, its weights of one of `WEIGHTS`; "auto" tries which is fastest.
 
-    Everything but matrix products and what is between them stays in float32. Raises ModelError for another kind, and
-    for a model elsewhere than on a CPU.
+    Everything but matrix products and what is between them stays in float32. Raises UsageError for another kind,
+    and for a model elsewhere than on a CPU; ModelError for one that gives no tokens.
     """
     if weights not in WEIGHTS:
-        raise ModelError(f"weights is {weights!r}; legal are {', '.join(WEIGHTS)}")
+        raise UsageError(f"weights is {weights!r}; legal are {', '.join(WEIGHTS)}")
     if model.embed.weight.device.type != "cpu":
-        raise ModelError(f"packed weights are for a CPU; the model is on {model.embed.weight.device}")
+        raise UsageError(f"packed weights are for a CPU; the model is on {model.embed.weight.device}")
     if model.config.head != "lm":
         raise ModelError(f"this model has a {model.config.head!r} head and gives no tokens; only 'lm' is decoded")
     kind = choose_kind(model) if weights == "auto" else weights

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jielong.errors import ModelError
+from jielong.errors import UsageError
 
 KINDS = ("float32", "bfloat16", "int8", "int4")
 LEAST_ROWS = 2
@@ -169,7 +169,7 @@ def restored(weight: Tensor, kind: str) -> Tensor:
 def available(kind: str) -> bool:
     """Whether this torch on this machine has the kernel, and it gives what it should."""
     if kind not in KINDS:
-        raise ModelError(f"weights is {kind!r}; legal are auto, {', '.join(KINDS)}")
+        raise UsageError(f"weights is {kind!r}; legal are auto, {', '.join(KINDS)}")
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(_TRIAL_SHAPE, generator=generator), torch.randn(3, _TRIAL_SHAPE[1], generator=generator)
     expected = F.linear(x, restored(weight, kind))
