@@ -99,14 +99,12 @@ class Lab:
     max_rows: int = MAX_ROWS
 
     def load(self) -> Loaded:
-        return Loaded(
-            Batcher(self.model, self.tokenizer, max_rows=self.max_rows), self.model, self.tokenizer, 1_700_000_000
-        )
+        return Loaded(Batcher(self.model, self.tokenizer, max_rows=self.max_rows), 1_700_000_000)
 
     def gated(self) -> tuple[Service, GatedBatcher]:
         """A service whose steps the test allows one by one."""
         batcher = GatedBatcher(self.model, self.tokenizer, self.max_rows)
-        return self.service(lambda: Loaded(batcher, self.model, self.tokenizer, 1)), batcher
+        return self.service(lambda: Loaded(batcher, 1)), batcher
 
     def service(self, load: Callable[[], Loaded] | None = None) -> Service:
         return make_service(load or self.load, NAME, self.settings, self.max_rows)

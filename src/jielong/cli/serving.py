@@ -43,7 +43,9 @@ def serve(
     cache_mb: Annotated[int, typer.Option(min=0, help="Prefix cache, in MB; 0 for none.")] = 256,
     prefill_tokens: Annotated[int, typer.Option(min=1, help="Most prompt tokens read in one step.")] = 256,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, or auto: what is fast here.")] = "float32",
+    weights: Annotated[
+        str, typer.Option(help="On a CPU: auto (the fastest), float32 (exact), bfloat16, int8, int4.", metavar="KIND")
+    ] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the engine.")] = None,
     drain_seconds: Annotated[float, typer.Option(min=0, help="How long a stopping server finishes answers.")] = 30.0,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts and answers into the log.")] = False,
@@ -74,7 +76,7 @@ def serve(
     found = find_model(model)
     if found.note:
         say.print(found.note, style="dim", markup=False, soft_wrap=True)
-    options = EngineOptions(max_rows, cache_mb << 20, prefill_tokens, device, dtype, threads)
+    options = EngineOptions(max_rows, cache_mb << 20, prefill_tokens, weights, device, threads)
 
     def tell(url: str, model_name: str) -> None:
         say.print(f"serving {model_name} at {url} (Ctrl-C stops)", markup=False, soft_wrap=True)

@@ -47,7 +47,7 @@ class Embeddings:
         service = self._service
         body = await read(request, EmbeddingBody, service.settings.limits)
         loaded = service.model(body.model)
-        width = loaded.model.config.width
+        width = loaded.config.width
         if body.dimensions is not None and body.dimensions != width:
             raise bad_request(f"dimensions is {body.dimensions}: this model's embeddings have {width}", "dimensions")
         rows = await prompt_rows(body.input, loaded, "input")
@@ -71,8 +71,8 @@ class Embeddings:
 
     async def _all(self, rows: Sequence[Sequence[int]], loaded: Loaded) -> list[list[float]]:
         """One text at a time, so that those who are being answered need not wait for all of them."""
-        runtime = loaded.batcher.runtime
-        return [await self._service.engine.call(partial(embed, loaded.model, runtime, row)) for row in rows]
+        model, runtime = loaded.batcher.model, loaded.batcher.runtime
+        return [await self._service.engine.call(partial(embed, model, runtime, row)) for row in rows]
 
 
 def _check_ids(rows: Sequence[Sequence[int]], vocab_size: int) -> None:

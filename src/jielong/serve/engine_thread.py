@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from jielong.generate.batching import Batcher
 from jielong.generate.requests import Delta, Request
-from jielong.model.transformer import Transformer
+from jielong.model.config import ModelConfig
 from jielong.serve.errors import ApiError, unavailable
 from jielong.serve.metrics import Metrics
 from jielong.tokenizer.tokenizer import Tokenizer
@@ -28,16 +28,22 @@ _STEP_SECONDS = 10.0  # longer than any step should take
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to be served. model and batcher belong to the engine's thread; created: seconds since 1970."""
+    """A model ready to be served. The batcher belongs to the engine's thread; created: seconds since 1970."""
 
     batcher: Batcher
-    model: Transformer
-    tokenizer: Tokenizer
     created: int
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        return self.batcher.tokenizer
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.batcher.model.config
+
+    @property
     def context(self) -> int:
-        return self.model.config.max_length
+        return self.config.max_length
 
 
 class Job:

@@ -23,30 +23,30 @@ from jielong.serve.settings import ServeSettings
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """max_rows, cache_bytes, prefill_tokens: see `Batcher`. device, dtype, threads: see `runtime.detect`."""
+    """max_rows, cache_bytes, prefill_tokens, weights: see `Batcher`. device, threads: see `runtime.detect`."""
 
     max_rows: int
     cache_bytes: int
     prefill_tokens: int
+    weights: str = "auto"
     device: str = "auto"
-    dtype: str = "float32"
     threads: int | None = None
 
 
 def load_folder(folder: Path, options: EngineOptions) -> Loaded:
     """The model of a folder, ready to be asked. Raises ModelError when it is no decoder of tokens, or is broken."""
-    runtime = detect(options.device, options.dtype, options.threads)
+    runtime = detect(options.device, threads=options.threads)
     model, tokenizer = load(folder)
-    model = model.to(runtime.device)
     batcher = Batcher(
-        model,
+        model.to(runtime.device),
         tokenizer,
         runtime,
         max_rows=options.max_rows,
         cache_bytes=options.cache_bytes,
         prefill_tokens=options.prefill_tokens,
+        weights=None if options.weights == "auto" and runtime.device.type != "cpu" else options.weights,
     )
-    return Loaded(batcher, model, tokenizer, int(os.stat(folder / "config.json").st_mtime))
+    return Loaded(batcher, int(os.stat(folder / "config.json").st_mtime))
 
 
 def make_service(load_model: Callable[[], Loaded], name: str, settings: ServeSettings, max_rows: int) -> Service:
