@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from jielong import __version__
-from jielong.cli import evaluating, exporting, feedback, looking, studies, translating
+from jielong.cli import evaluating, exporting, feedback, looking, serving, studies, translating
 from jielong.config import wants_traceback
 from jielong.errors import JielongError, UsageError
 from jielong.launch import relaunch_with_allocator
@@ -280,6 +280,7 @@ app.command(epilog=evaluating.EXAMPLES)(evaluating.evaluate)
 app.command(epilog=looking.EXAMPLES)(looking.lens)
 app.command(epilog=exporting.EXAMPLES)(exporting.export)
 app.command(epilog=feedback.EXAMPLES)(feedback.feedback)
+app.command(epilog=serving.EXAMPLES)(serving.serve)
 app.command(epilog=studies.SEARCH_EXAMPLES)(studies.search)
 app.command(epilog=studies.SCALING_EXAMPLES)(studies.scaling)
 

@@ -39,17 +39,23 @@ CHAT_TEMPLATE = (
 class ChatForm(Protocol):
     """How one tokenizer writes conversations: `OwnForm`, or a foreign folder's template (`template.TemplateForm`).
 
-    end_id: the id that ends an assistant's turn, None where there is none.
+    end_id: the id that ends an assistant's turn, None where there is none. source: the form as a Jinja template, for
+    others' programs.
     """
 
     @property
     def end_id(self) -> int | None: ...
+
+    @property
+    def source(self) -> str: ...
 
     def render(self, messages: Sequence[Mapping[str, str]], reply: bool) -> tuple[list[int], list[bool]]: ...
 
 
 class OwnForm:
     """The form above, id by id. special_ids: of this package's control tokens, by name."""
+
+    source = CHAT_TEMPLATE
 
     def __init__(self, codec: Codec, special_ids: Mapping[str, int]) -> None:
         self._codec = codec

@@ -106,7 +106,7 @@ class TemplateForm:
 
         A template that cannot be used raises no error here, but whenever it is used: the model can still complete text.
         """
-        self._codec, self._source, self._where = codec, source, where
+        self._codec, self.source, self._where = codec, source, where
         self._variables = {f"{kind}_token": token for kind, token in named.items()}
         try:
             self.end_id = self._find_end()
@@ -171,13 +171,13 @@ class TemplateForm:
 
     @cached_property
     def _program(self) -> jinja2.Template:
-        if len(self._source) > MOST_TEMPLATE_CHARACTERS:
-            raise SecurityError(f"it has {len(self._source)} characters; legal are up to {MOST_TEMPLATE_CHARACTERS}")
+        if len(self.source) > MOST_TEMPLATE_CHARACTERS:
+            raise SecurityError(f"it has {len(self.source)} characters; legal are up to {MOST_TEMPLATE_CHARACTERS}")
         sandbox = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
         sandbox.filters["tojson"] = _to_json
         del sandbox.globals["lipsum"]
         sandbox.globals.update(raise_exception=_refuse, strftime_now=_now)
-        return sandbox.from_string(self._source)
+        return sandbox.from_string(self.source)
 
     def _cannot_tell(self, why: str) -> UsageError:
         return UsageError(

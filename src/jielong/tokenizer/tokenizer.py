@@ -238,6 +238,11 @@ class Tokenizer:
         return self._codec.piece(token_id)
 
     @property
+    def chat_template(self) -> str | None:
+        """The chat form as a Jinja template, which other programs want; None for a base model of others."""
+        return None if self.form is None else self.form.source
+
+    @property
     def drops_blanks(self) -> tuple[bool, bool]:
         """Whether a text loses the blank at its beginning, and that at its end."""
         return self._codec.drops_first_blank, self._codec.drops_last_blank

@@ -1,0 +1,123 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from jielong.serve.engine_thread import Job, Loaded
+from jielong.serve.errors import bad_request
+from jielong.serve.guard import guard_of
+from jielong.serve.intake import read
+from jielong.serve.prompts import Wanted, check_room, conversation_ids, engine_requests, num_sequences
+from jielong.serve.replies import Envelope, Replies, Reply
+from jielong.serve.schema import ChatBody
+from jielong.serve.service import Service, log_event, new_id, partition
+from jielong.serve.spelling import Told, chat_logprobs
+from jielong.serve.stream import DONE, EventStream, answer, event, unless_gone
+
+
+class Chat:
+    """The endpoint."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def post(self, request: Request) -> Response:
+        service, persona = self._service, self._service.settings.persona
+        body = await read(request, ChatBody, service.settings.limits)
+        loaded = service.model(body.model)
+        _check(body, guarded=persona is not None and bool(persona.guard))
+        num_sequences(body, 1, service.settings.limits.sequences)
+        ids = await conversation_ids(body.messages, persona, loaded)
+        check_room([ids], loaded, 1, "messages")
+        most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        if most is None:
+            most = loaded.context if persona is None or persona.max_tokens is None else persona.max_tokens
+        wanted = Wanted(most, partition(request), logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+        job = service.engine.submit(engine_requests(body, [ids], wanted, loaded, persona))
+        call = _Call(service, body, loaded, job)
+        if body.stream:
+            return EventStream(call.events(), job.cancel, service.metrics)
+        whole = await unless_gone(request, call.answer(), job.cancel, service.metrics)
+        return answer(whole)
+
+
+def _check(body: ChatBody, guarded: bool) -> None:
+    """Raises ApiError 400 for what is legal but not done here."""
+    if body.response_format is not None and body.response_format.type != "text":
+        raise bad_request(f"response_format {body.response_format.type!r} is not supported; text is", "response_format")
+    if guarded and (body.logprobs or body.return_token_ids):
+        raise bad_request("this server guards what it says, and gives no tokens and log-probabilities", "logprobs")
+
+
+class _Call:
+    """One request while it is answered."""
+
+    def __init__(self, service: Service, body: ChatBody, loaded: Loaded, job: Job) -> None:
+        self._service, self._body, self._job, self._tokenizer = service, body, job, loaded.tokenizer
+        persona, held = service.settings.persona, body.logprobs is True
+        self._replies = Replies(
+            service, job, [Reply(loaded.tokenizer, one, guard_of(persona), holds_odds=held) for one in job.requests]
+        )
+        self._kind, self._id = "chat.completion", new_id("chatcmpl")
+
+    async def answer(self) -> dict[str, Any]:
+        """The whole answer."""
+        told: list[list[Told]] = [[] for _ in self._replies.each]
+        async for pieces in self._replies.pieces():
+            for piece in pieces:
+                told[piece.index] += piece.told
+        choices = []
+        for index, reply in enumerate(self._replies.each):
+            message = {"role": "assistant", "content": reply.text, "refusal": None}
+            choice = {"index": index, "message": message, "finish_reason": reply.finish_reason}
+            choices.append({**choice, "logprobs": self._odds(told[index]), **self._ids(reply.tokens)})
+        self._log()
+        whole = Envelope("chat.completion", self._id, self._service.model_name).wrap(choices)
+        whole["usage"] = self._replies.usage(len(choices))
+        if self._body.return_token_ids:
+            whole["prompt_token_ids"] = list(self._job.requests[0].prompt)
+        return whole
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """The answer piece by piece: role, text, finish_reason, usage if wanted, [DONE]."""
+        envelope = Envelope("chat.completion.chunk", self._id, self._service.model_name)
+        # Where usage is wanted every chunk has the key, and the last one the numbers.
+        tells_usage = self._body.stream_options is not None and self._body.stream_options.include_usage
+        usage: dict[str, Any] = {"usage": None} if tells_usage else {}
+
+        def chunk(index: int, delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> bytes:
+            choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason, **more}
+            return event({**envelope.wrap([choice]), **usage})
+
+        for index in range(len(self._replies.each)):
+            yield chunk(index, {"role": "assistant", "content": ""})
+        async for pieces in self._replies.pieces():
+            for piece in pieces:
+                if piece.text or piece.told:
+                    more = {"logprobs": self._odds(piece.told), **self._ids(piece.tokens)}
+                    yield chunk(piece.index, {"content": piece.text}, **more)
+                if piece.finish_reason:
+                    yield chunk(piece.index, {}, piece.finish_reason)
+        if tells_usage:
+            yield event({**envelope.wrap([]), "usage": self._replies.usage(len(self._replies.each))})
+        self._log()
+        yield DONE
+
+    def _odds(self, told: Sequence[Told]) -> dict[str, Any] | None:
+        if not self._body.logprobs:
+            return None
+        return chat_logprobs(self._tokenizer, told, self._body.top_logprobs or 0)
+
+    def _ids(self, tokens: Sequence[int]) -> dict[str, Any]:
+        return {"token_ids": list(tokens)} if self._body.return_token_ids else {}
+
+    def _log(self) -> None:
+        if self._service.settings.log_prompts:
+            messages = [{"role": message.role, "content": message.text} for message in self._body.messages]
+            said = [reply.text for reply in self._replies.each]
+            log_event("chat", {"id": self._id, "messages": messages, "answers": said})

@@ -1,0 +1,340 @@
+"""One thread owns the batcher; the event loop hands it requests and gets back what every step made.
+
+Neither side polls. An idle engine sleeps in its inbox; a working one looks into it between two steps. What a step made
+is handed to the loop in one call. Everything here but the methods that say so runs on the loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from jielong.generate.batching import Batcher
+from jielong.generate.requests import Delta, Request
+from jielong.model.config import ModelConfig
+from jielong.serve.errors import ApiError, unavailable
+from jielong.serve.metrics import Metrics
+from jielong.tokenizer.tokenizer import Tokenizer
+
+T = TypeVar("T")
+_STEP_SECONDS = 10.0  # longer than any step should take
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to be served. The batcher belongs to the engine's thread; created: seconds since 1970."""
+
+    batcher: Batcher
+    created: int
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.batcher.tokenizer
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.batcher.model.config
+
+    @property
+    def context(self) -> int:
+        return self.config.max_length
+
+
+class Job:
+    """The sequences of one HTTP request. `next` gives what has been made since the last time."""
+
+    def __init__(self, engine: EngineThread, requests: Sequence[Request]) -> None:
+        self.requests = tuple(requests)
+        self.began = time.monotonic()
+        self.num_open = len(self.requests)
+        self._engine = engine
+        self._told: list[tuple[int, Delta]] = []
+        self._error: ApiError | None = None
+        self._news = asyncio.Event()
+        self._last: dict[int, float] = {}  # index -> when its last token came
+        self.ids: dict[int, int] = {}  # index -> the batcher's number; the engine's thread only
+
+    async def next(self) -> list[tuple[int, Delta]]:
+        """(index of the request, what was made), all that is new, at least one; [] when all have ended.
+
+        Raises ApiError when the engine has failed.
+        """
+        while not self._told:
+            if self._error is not None:
+                raise self._error
+            if self.num_open == 0:
+                return []
+            self._news.clear()
+            await self._news.wait()
+        told, self._told = self._told, []
+        return told
+
+    def cancel(self, index: int | None = None) -> None:
+        """End one sequence, or all, before the next step. Nothing more is told of them. Harmless when it has ended."""
+        if self.num_open:
+            self._engine.order(partial(self._engine.drop, self, index))
+
+    def push(self, index: int, delta: Delta) -> None:
+        metrics, now = self._engine.metrics, time.monotonic()
+        if index in self._last:
+            metrics.between_tokens.observe(now - self._last[index])
+        else:
+            metrics.first_token.observe(now - self.began)
+            metrics.tokens.add(delta.num_prompt_tokens, "prompt")
+            metrics.tokens.add(delta.num_cached_tokens, "cached")
+        self._last[index] = now
+        metrics.tokens.add(len(delta.tokens), "made")
+        self._told.append((index, delta))
+        if delta.finish_reason is not None:
+            self.close(delta.finish_reason)
+        self._news.set()
+
+    def close(self, reason: str) -> None:
+        """One sequence has ended."""
+        self.num_open -= 1
+        self._engine.closed(self, reason)
+        self._news.set()
+
+    def fail(self, error: ApiError) -> None:
+        self._error = error
+        self._news.set()
+
+
+class EngineThread:
+    """Loads the model, then makes tokens. state: "loading", "ready", "draining", "dead" or "stopped".
+
+    load: runs on the engine's thread, where the model stays. most_open: most sequences that run or wait together.
+    on_death: called on the loop with what made loading or a step fail; error keeps it.
+    """
+
+    def __init__(self, load: Callable[[], Loaded], most_open: int, metrics: Metrics) -> None:
+        self.state, self.metrics, self.most_open = "loading", metrics, most_open
+        self.num_open = 0
+        self.error: BaseException | None = None
+        self.idle = asyncio.Event()  # set while nothing runs or waits
+        self.idle.set()
+        self.on_death: Callable[[BaseException], None] = lambda error: None
+        self._load = load
+        self._loaded: Loaded | None = None
+        self._mean_seconds = 1.0  # of a sequence, lately
+        self._jobs: set[Job] = set()
+        self._calls: set[asyncio.Future[Any]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="jielong-engine", daemon=True)
+        self._inbox: queue.SimpleQueue[Callable[[Batcher], object] | None] = queue.SimpleQueue()
+        self._owners: dict[int, tuple[Job, int]] = {}  # the batcher's number -> whose; the engine's thread only
+        self._settled: asyncio.Future[None] | None = None
+
+    # The loop's side.
+
+    @property
+    def was_ready(self) -> bool:
+        """Whether the model has ever been there."""
+        return self._loaded is not None
+
+    def start(self) -> None:
+        """Start loading; must be called with the loop running."""
+        self._loop = asyncio.get_running_loop()
+        self._settled = self._loop.create_future()
+        self._thread.start()
+
+    async def loaded(self) -> Loaded:
+        """The model, once it is there. Raises what made loading fail."""
+        assert self._settled is not None, "start() comes first"
+        await asyncio.shield(self._settled)
+        return self.ready()
+
+    def ready(self) -> Loaded:
+        """The model, now. Raises ApiError 503 while it is loading, and after the engine has failed or stopped."""
+        if self._loaded is None and self.state == "loading":
+            raise unavailable("the model is still being loaded", "loading")
+        if self._loaded is None or self.state in ("dead", "stopped"):
+            raise unavailable(
+                "the engine has failed and must be started anew; the server's log says why", "engine_dead"
+            )
+        return self._loaded
+
+    def submit(self, requests: Sequence[Request]) -> Job:
+        """Hand in the sequences of one HTTP request, all or none; `Batcher.check` has passed them.
+
+        Raises ApiError: 503 unless ready, 429 when there is no room for them now, 400 when there never is.
+        """
+        self.ready()
+        if self.state == "draining":
+            raise unavailable("the server is about to stop and takes no new requests", "draining")
+        if len(requests) > self.most_open:
+            raise ApiError(400, f"{len(requests)} sequences in one request; this server holds {self.most_open} at most")
+        if self.num_open + len(requests) > self.most_open:
+            wait = str(self._seconds_until_room())
+            message = f"the queue is full: {self.num_open} sequences run or wait, of {self.most_open}; come back later"
+            raise ApiError(429, message, code="queue_full", headers={"retry-after": wait})
+        job = Job(self, requests)
+        self.num_open += len(requests)
+        self.metrics.open.set(self.num_open)
+        self.idle.clear()
+        self._jobs.add(job)
+        self.order(partial(self._admit, job))
+        return job
+
+    async def call(self, work: Callable[[], T]) -> T:
+        """The result of work(), done by the engine's thread between two steps. Raises what it does, or ApiError 503."""
+        self.ready()
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._calls.add(done)
+        try:
+            self.order(partial(self._do, work, done))
+            return await done
+        finally:
+            self._calls.discard(done)
+
+    def order(self, command: Callable[[Batcher], object]) -> None:
+        """Have something done by the engine's thread before its next step."""
+        self._inbox.put(command)
+
+    async def drain(self, seconds: float) -> bool:
+        """Take nothing new and wait for what runs, so long at most. Whether all of it has ended."""
+        if self.state == "ready":
+            self.state = "draining"
+        try:
+            await asyncio.wait_for(self.idle.wait(), seconds)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    def halt(self) -> None:
+        """Have the thread end after the step it is in; who still waits gets an error now."""
+        if self.state != "dead":
+            self.state = "stopped"
+        self._inbox.put(None)
+        self._fail_all(unavailable("the server has stopped", "stopped"))
+
+    def stop(self) -> None:
+        """`halt`, and wait for the thread."""
+        self.halt()
+        if self.was_ready:  # else it is loading, which nobody need wait for
+            self._thread.join(timeout=_STEP_SECONDS)
+
+    def closed(self, job: Job, reason: str) -> None:
+        """A sequence of this job has ended."""
+        self.num_open -= 1
+        self.metrics.open.set(self.num_open)
+        self.metrics.finished.add(1, reason)
+        self._mean_seconds += 0.1 * (time.monotonic() - job.began - self._mean_seconds)
+        if job.num_open == 0:
+            self._jobs.discard(job)
+        if self.num_open == 0:
+            self.idle.set()
+
+    def _seconds_until_room(self) -> int:
+        """A guess: by then one sequence of average length has ended."""
+        return int(min(60.0, max(1.0, self._mean_seconds)))
+
+    def _deliver(self, told: Sequence[tuple[Job, int, Delta]]) -> None:
+        for job, index, delta in told:
+            job.push(index, delta)
+
+    def _dropped(self, job: Job, num_dropped: int) -> None:
+        for _ in range(num_dropped):
+            job.close("cancelled")
+
+    def _finish(self, done: asyncio.Future[Any], value: object, error: BaseException | None) -> None:
+        if done.done():  # who asked has gone
+            return
+        if error is None:
+            done.set_result(value)
+        else:
+            done.set_exception(error)
+
+    def _settle(self, loaded: Loaded) -> None:
+        assert self._settled is not None
+        if self.state == "loading":
+            self._loaded, self.state = loaded, "ready"
+        self._settled.set_result(None)
+
+    def _die(self, error: BaseException) -> None:
+        """Loading or a step has failed: everybody who waits is told, and nobody is taken any more."""
+        assert self._settled is not None
+        self.state, self.error = "dead", error
+        if not self._settled.done():
+            self._settled.set_exception(error)
+            self._settled.exception()  # fetched, so that nobody is warned when nobody waits for it
+        self._fail_all(unavailable("the engine has failed while it worked on this request", "engine_dead"))
+        self.on_death(error)
+
+    def _fail_all(self, error: ApiError) -> None:
+        for job in list(self._jobs):
+            job.fail(error)
+            while job.num_open:
+                job.close("error")
+        for done in list(self._calls):
+            self._finish(done, None, error)
+
+    # The engine's side: only its own thread comes here.
+
+    def _run(self) -> None:
+        try:
+            loaded = self._load()
+            self._tell(self._settle, loaded)
+            while self._obey(loaded.batcher):
+                told = [self._owned(delta) for delta in loaded.batcher.step() if delta.request in self._owners]
+                if told:
+                    self._tell(self._deliver, told)
+        except BaseException as error:
+            self._tell(self._die, error)
+
+    def _obey(self, batcher: Batcher) -> bool:
+        """Do what the loop has ordered; with nothing else to do, wait for an order. False when it was to stop."""
+        wait = batcher.is_idle
+        while True:
+            try:
+                command = self._inbox.get(block=wait)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            command(batcher)
+            wait = False
+
+    def _owned(self, delta: Delta) -> tuple[Job, int, Delta]:
+        job, index = self._owners[delta.request]
+        if delta.finish_reason is not None:
+            del self._owners[delta.request], job.ids[index]
+        return job, index, delta
+
+    def _admit(self, job: Job, batcher: Batcher) -> None:
+        for index, request in enumerate(job.requests):
+            job.ids[index] = batcher.submit(request)
+            self._owners[job.ids[index]] = (job, index)
+
+    def drop(self, job: Job, index: int | None, batcher: Batcher) -> None:
+        """Cancel the sequences of a job that still run: one, or all."""
+        gone = [number for number in job.ids if index is None or number == index]
+        for number in gone:
+            request = job.ids.pop(number)
+            del self._owners[request]
+            batcher.cancel(request)
+        if gone:
+            self._tell(self._dropped, job, len(gone))
+
+    def _do(self, work: Callable[[], T], done: asyncio.Future[T], batcher: Batcher) -> None:
+        try:
+            value = work()
+        except Exception as error:
+            self._tell(self._finish, done, None, error)
+        else:
+            self._tell(self._finish, done, value, None)
+
+    def _tell(self, what: Callable[..., object], *told: object) -> None:
+        """Have the loop's thread do something; a loop that is closed has nobody left to tell."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(what, *told)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise

@@ -1,0 +1,84 @@
+"""The page and its parts: files of `web/`, read once, served from memory. No path of a client ever reaches a disk.
+
+`web/` lies beside this file; where there is no index.html there is no page. What the page asks for itself will stand
+under /api/ (issue 7), behind the same gate as everything else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mimetypes
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from jielong.serve.errors import ApiError
+
+WEB = Path(__file__).parent / "web"
+# Nothing from elsewhere, nothing inline, no frames around it, no plug-ins; a form of the page sends nothing anywhere.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".json": "application/json", ".svg": "image/svg+xml"}
+
+
+def page_headers() -> dict[str, str]:
+    """What every answer that a browser shows as a page carries."""
+    return {
+        "content-security-policy": CONTENT_SECURITY_POLICY,
+        "referrer-policy": "no-referrer",
+        "cross-origin-opener-policy": "same-origin",
+        "cross-origin-resource-policy": "same-origin",
+    }
+
+
+@dataclass(frozen=True)
+class _File:
+    content: bytes
+    kind: str
+    etag: str
+
+
+class Pages:
+    """faces: paths that show the page itself, "/" and, later, those of its faces."""
+
+    def __init__(self, folder: Path = WEB, faces: tuple[str, ...] = ("/",)) -> None:
+        self._files = {} if not folder.is_dir() else _read(folder)
+        self._faces = faces
+
+    def routes(self) -> list[Route]:
+        if "index.html" not in self._files:
+            return []
+        faces = [Route(face, self._index, methods=["GET"]) for face in self._faces]
+        return [*faces, Route("/web/{path:path}", self._part, methods=["GET"])]
+
+    async def _index(self, request: Request) -> Response:
+        return self._send(request, "index.html")
+
+    async def _part(self, request: Request) -> Response:
+        return self._send(request, request.path_params["path"])
+
+    def _send(self, request: Request, name: str) -> Response:
+        file = self._files.get(name)
+        if file is None:
+            raise ApiError(404, f"no such file of the page: {name!r:.200}")
+        headers = {**page_headers(), "etag": file.etag, "cache-control": "no-cache"}
+        if request.headers.get("if-none-match") == file.etag:
+            return Response(status_code=304, headers=headers)
+        return Response(file.content, headers=headers, media_type=file.kind)
+
+
+def _read(folder: Path) -> dict[str, _File]:
+    """ "shell/boot.js" -> its content."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            content = path.read_bytes()
+            kind = TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+            etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+            files[path.relative_to(folder).as_posix()] = _File(content, kind, etag)
+    return files

@@ -1,0 +1,94 @@
+"""Server-sent events, and what happens when who asked has gone: the work ends within a step."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from jielong.serve.errors import ApiError
+from jielong.serve.metrics import Metrics
+
+T = TypeVar("T")
+DONE = b"data: [DONE]\n\n"
+HEADERS = {"cache-control": "no-store"}
+STREAM_HEADERS = {**HEADERS, "x-accel-buffering": "no"}  # nginx would else wait for more
+
+
+def event(data: object) -> bytes:
+    """One event. Lines end inside JSON text only as \\n, so that no text can end the event."""
+    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def answer(data: object) -> Response:
+    """A whole answer as JSON; for None, which is for a client that has left, nothing."""
+    if data is None:
+        return Response(status_code=499)
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return Response(text.encode(), media_type="application/json", headers=HEADERS)
+
+
+class EventStream(Response):
+    """Sends events as they come. An ApiError on the way becomes an event with `error`, which clients raise.
+
+    abandon: called once when the client leaves before the end, or anything else ends the stream early.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], abandon: Callable[[], None], metrics: Metrics) -> None:
+        self.status_code, self.background = 200, None
+        self.init_headers(STREAM_HEADERS)
+        self._events, self._abandon, self._metrics = events, abandon, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        sending = asyncio.ensure_future(self._send_all(send))
+        leaving = asyncio.ensure_future(_departure(receive))
+        try:
+            await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                self._metrics.disconnected.add(1)
+                return
+            sending.result()
+        finally:
+            leaving.cancel()
+            if not sending.done() or sending.cancelled() or sending.exception() is not None:
+                sending.cancel()
+                self._abandon()
+
+    async def _send_all(self, send: Send) -> None:
+        try:
+            async for chunk in self._events:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except ApiError as error:
+            await send({"type": "http.response.body", "body": event(error.body), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def unless_gone(request: Request, work: Awaitable[T], abandon: Callable[[], None], metrics: Metrics) -> T | None:
+    """The result of work; None when the client has left, after which abandon has been called and work is cancelled."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_departure(request.receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        metrics.disconnected.add(1)
+        return None
+    finally:
+        leaving.cancel()
+        if not working.done() or working.cancelled() or working.exception() is not None:
+            working.cancel()
+            abandon()
+
+
+async def _departure(receive: Receive) -> None:
+    """Returns when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
