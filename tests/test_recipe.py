@@ -101,6 +101,9 @@ epochs = 1
 learning_rate = 1e-4
 max_new_tokens = 16
 
+[promote]
+judge = "heldout"
+
 [evaluate]
 questions_per_skill = 5
 max_new_tokens = 16
@@ -345,11 +348,13 @@ def test_settings_of_the_world_are_refused_without_it(tmp_path: Path) -> None:
     text = text.replace("num_prompts = 8\nreplies_per_prompt = 4\n", 'sources = ["novels"]\n', 1)
     own = 'sources = ["world"]\nnum_prompts = 8\nreplies_per_prompt = 4\nbeta'
     text = text.replace(own, 'comparisons = "reward"\nbeta')
-    assert len(parse_recipe(write(tmp_path, text), ["reward.temperature=0.9", "reward.accumulate=2"]).stages) == 10
+    path = write(tmp_path, text)
+    assert len(parse_recipe(path, ["reward.temperature=0.9", "reward.accumulate=2"]).stages) == len(NEEDS)
     for override, expected in (
         ("reward.label_agreement=0.8", "label_agreement = 0.8 has no effect: only the world's replies are labelled"),
         ("reward.num_prompts=8", 'num_prompts = 8 has no effect without "world" in sources'),
         ("ppo.watch_every=5", "watch_every = 5 has no effect: only the world has a judge"),
+        ("promote.judge=gold", "judge = \"gold\" knows the world's stories alone"),
     ):
         assert expected in refusal(tmp_path, override, text=text)
 

@@ -210,13 +210,6 @@ def test_pairs_and_rollouts_go_through_the_same_step() -> None:
     assert train_step(model, optimizer, [rollout.rows(slice(0, 1)), rollout], squares, CPU, 1.0).num_units == 24
 
 
-def test_several_processes_are_refused_rather_than_trained_apart() -> None:
-    model = Weights(2.0)
-    runtime = Runtime(torch.device("cpu"), torch.float32, rank=1, world_size=2)
-    with pytest.raises(UsageError, match="2 were started"):
-        train_step(model, torch.optim.SGD(model.parameters(), lr=0.1), [points(1)], product, runtime, 1.0)
-
-
 # ---- fit ----
 
 

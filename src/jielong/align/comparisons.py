@@ -225,3 +225,25 @@ def split_by_prompt(
     held = {prompts[index] for index in order[:num_held].tolist()}
     training = [comparison for comparison in comparisons if comparison.prompt not in held]
     return training, [comparison for comparison in comparisons if comparison.prompt in held]
+
+
+def split_for_good(
+    comparisons: Sequence[Comparison], held_fraction: float, seed: int
+) -> tuple[list[Comparison], list[Comparison]]:
+    """As `split_by_prompt`, but each prompt's side depends on it and the seed alone, and not on what else there is.
+
+    So a prompt that was held out stays held out when votes are added. held_fraction: the chance of being held out. At
+    least one prompt is on each side; only for that may one change it. Raises DataError as `split_by_prompt` does.
+    """
+    prompts = sorted({comparison.prompt for comparison in comparisons}, key=lambda prompt: _place(prompt, seed))
+    if len(prompts) < 2:
+        raise DataError(f"{len(prompts)} prompt(s) cannot be split into training and held-out; compare more prompts")
+    num_held = sum(_place(prompt, seed) < held_fraction for prompt in prompts)
+    held = set(prompts[: min(max(num_held, 1), len(prompts) - 1)])
+    training = [comparison for comparison in comparisons if comparison.prompt not in held]
+    return training, [comparison for comparison in comparisons if comparison.prompt in held]
+
+
+def _place(prompt: str, seed: int) -> float:
+    """A number in [0, 1) that names a prompt's place."""
+    return int(hashlib.sha256(f"{seed} {prompt}".encode()).hexdigest()[:12], 16) / 16**12

@@ -103,9 +103,9 @@ def scaling(
 ) -> None:
     """Fit a scaling law, L = E + A / N^alpha + B / D^beta, and draw it.
 
-    From finished runs, or from a study file that says a ladder, whose runs are made first (a stopped ladder
-    goes on). Sizes N are all parameters, D the tokens read. It says how the loss falls, how well the law fits, and which
-    size and length are best for a budget of operations. docs/search.md.
+    From finished runs, or from a study file that says a ladder, whose runs are made first (a stopped ladder goes on).
+    Sizes N are all parameters, D the tokens read. It says how the loss falls, how well the law fits, and which size and
+    length are best for a budget of operations. docs/search.md.
     """
     from jielong.plan.scaling import Point, fit_scaling_law
     from jielong.search.ladder import MAX_EPOCHS, read_point

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from jielong import __version__
-from jielong.cli import exporting, looking, serving, studies
+from jielong.cli import exporting, feedback, looking, serving, studies
 from jielong.config import wants_traceback
 from jielong.errors import JielongError, UsageError
 from jielong.launch import relaunch_with_allocator
@@ -94,6 +94,8 @@ def run(
     except KeyboardInterrupt:
         messages().print(f"stopped; the same command goes on from {_stopped_at(folder)}", markup=False)
         raise typer.Exit(1) from None
+    if not report:  # a process that does not lead: the one that does says it
+        return
     if as_json:
         print(json.dumps(report, ensure_ascii=False, indent=1))
     elif not quiet:
@@ -304,6 +306,7 @@ def evaluate(
 app.command(epilog=looking.EXAMPLES)(looking.lens)
 app.command(epilog=exporting.EXAMPLES)(exporting.export)
 app.command(epilog=serving.EXAMPLES)(serving.serve)
+app.command(epilog=feedback.EXAMPLES)(feedback.feedback)
 app.command(epilog=studies.SEARCH_EXAMPLES)(studies.search)
 app.command(epilog=studies.SCALING_EXAMPLES)(studies.scaling)
 

@@ -112,6 +112,8 @@ def comparison(row: Mapping[str, Any], where: str) -> Record:
     """One row as a comparison of replies. Raises DataError whose message begins with `where`."""
     if "replies" in row:
         return _own_comparison(row, where)
+    if "answers" in row and "choice" in row:
+        raise DataError(f"{where}: this is a vote; name its file in the stage's votes table: votes.files = [...]")
     for key in ("chosen", "rejected"):
         if key not in row:
             raise DataError(f'{where}: a comparison needs "chosen" and "rejected", or "replies"; found {_keys(row)}')

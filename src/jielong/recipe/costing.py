@@ -208,6 +208,16 @@ def _best_of_n(settings: Any, state: _State) -> dict[str, Any]:
     return _with_sampling(training, replies * settings.max_new_tokens, state)
 
 
+def _promote(settings: Any, state: _State) -> dict[str, Any]:
+    """Where a judge wants replies of both models: those. Votes and held-out choices are there already, and few."""
+    if not settings.samples:
+        return {"seconds": 0.0}
+    if state.model is None:
+        return {}
+    tokens = _judged_replies(settings) * settings.max_new_tokens
+    return _with_sampling({"tokens": tokens, "flops": 0, "memory_bytes": None, "seconds": 0.0}, tokens, state)
+
+
 def _with_sampling(training: dict[str, Any], sampled_tokens: int, state: _State) -> dict[str, Any]:
     assert state.model is not None
     flops = sampled_tokens * flops_per_token(state.model, state.model.max_length) / 3
@@ -238,6 +248,7 @@ ESTIMATES: dict[str, Callable[[Any, _State], dict[str, Any]]] = {
     "grpo": _policy,
     "dpo": _dpo,
     "best_of_n": _best_of_n,
+    "promote": _promote,
     "evaluate": _evaluate,
 }
 

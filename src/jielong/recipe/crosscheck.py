@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from jielong.config import Settings
 from jielong.data.world.world import SKILLS
 from jielong.errors import RecipeError, nearest
+from jielong.recipe.promotion import check_promotion
 
 if TYPE_CHECKING:
     from jielong.recipe.recipe import Recipe, Stage
@@ -23,6 +24,7 @@ NEEDS = {
     "grpo": ("sft", "reward"),
     "dpo": ("sft",),
     "best_of_n": ("sft", "reward"),
+    "promote": ("sft",),
     "evaluate": ("pretrain",),
 }
 POLICIES = ("ppo", "grpo")
@@ -43,6 +45,8 @@ def crosscheck(recipe: Recipe, where: str) -> None:
         if not STAGE_NAME.fullmatch(stage.name):
             raise RecipeError(f"{here}: a stage's name must be letters, digits, _ or - (it names a folder)")
         _check_order(stage, recipe.stages[:index], recipe.stages[index + 1 :], here)
+        if stage.kind == "promote":
+            check_promotion(stage, recipe.stages[:index], here)
     _check_sources(recipe, where)
     _check_world(recipe, where)
     _check_lengths(recipe, where)
@@ -108,7 +112,8 @@ def _check_sources(recipe: Recipe, where: str) -> None:
                     f"{where} [{stage.name}]: sources names '{name}', which is neither \"world\" nor a table "
                     f"[data.sources.{name}]{hint} (legal: {', '.join(legal)})"
                 )
-        optional = stage.kind == "dpo" and stage.settings.comparisons is not None
+        optional = stage.kind in ("reward", "dpo") and stage.settings.votes is not None
+        optional = optional or (stage.kind == "dpo" and stage.settings.comparisons is not None)
         if "sources" in type(stage.settings).model_fields and not _sources(stage) and not optional:
             raise RecipeError(f"{where} [{stage.name}]: sources is empty; name one or more of {', '.join(legal)}")
     used = {name for stage in recipe.stages for name in _sources(stage)}
@@ -148,6 +153,8 @@ def _check_world(recipe: Recipe, where: str) -> None:
         if stage.kind in POLICIES and settings.reward == "verifiable":
             _refuse_changed(here, settings, "watch_every", "the gold curve is of stories, not of verified answers")
             _check_skills(here, settings.skills, asks_world)
+        if stage.kind == "promote" and settings.judge == "gold" and not asks_world:
+            raise RecipeError(f'{here}: judge = "gold" knows the world\'s stories alone; choose "votes" or "heldout"')
         if stage.kind == "evaluate" and asks_world and settings.prompts:
             raise RecipeError(f"{here}: prompts has no effect where the world asks its own questions; delete it")
         if stage.kind == "evaluate" and not asks_world and settings.skills:
@@ -187,6 +194,8 @@ def _check_lengths(recipe: Recipe, where: str) -> None:
             context_tokens = stage.settings.context_tokens
         elif stage.kind == "sft" and stage.settings.model is not None:
             context_tokens = None
+        elif stage.kind == "promote" and not stage.settings.samples:
+            continue
         elif context_tokens is not None and "max_new_tokens" in type(stage.settings).model_fields:
             longest = stage.settings.max_new_tokens
             if longest >= context_tokens:

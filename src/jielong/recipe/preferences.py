@@ -18,6 +18,7 @@ from jielong.recipe.settings import (
     NumberOrFalse,
     Optimisation,
     Positive,
+    VotesSettings,
     translated,
 )
 
@@ -34,6 +35,7 @@ class ComparisonSettings(Optimisation):
     max_new_tokens: Count = 64  # of sampled replies
     temperature: Positive = 1.0
     heldout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of the prompts
+    votes: VotesSettings | None = None
     lora: LoraSettings | None = None
 
 
@@ -42,6 +44,14 @@ class RewardSettings(ComparisonSettings):
 
     sources: Names = ("world",)  # "world": sampled from the sft model and labelled here
     ties: Literal["drop", "half"] = "drop"  # half: either is preferred with chance 1/2
+
+    @model_validator(mode="before")
+    @classmethod
+    def _votes_may_be_all(cls, given: Any) -> Any:
+        """Where there are votes, the labeller is asked only when the recipe says so."""
+        if isinstance(given, dict) and given.get("votes") is not None and "sources" not in given:
+            return {**given, "sources": []}
+        return given
 
 
 class Judged(Settings):
@@ -63,8 +73,10 @@ class DpoSettings(ComparisonSettings, Judged):
     @model_validator(mode="after")
     def _check(self) -> DpoSettings:
         translated(self.objective)
-        if bool(self.sources) == (self.comparisons is not None):
-            raise ValueError('set exactly one of sources and comparisons, for example comparisons = "reward"')
+        if (bool(self.sources) or self.votes is not None) == (self.comparisons is not None):
+            raise ValueError(
+                'set exactly one of sources and comparisons, for example comparisons = "reward"; votes are a source'
+            )
         return self
 
     def objective(self) -> DPOConfig:
@@ -178,3 +190,34 @@ class GrpoSettings(PolicySettings):
     def optimisation(self) -> GRPOConfig:
         """See PolicySettings."""
         return GRPOConfig(**self._values(GRPOConfig))
+
+
+class PromoteSettings(Judged):
+    """kind = "promote": the new policy takes the old one's place only when a judge finds it better."""
+
+    judge: Literal["votes", "heldout", "reward", "gold"]
+    threshold: Annotated[float, Field(ge=0.5, lt=1)] = 0.5  # the lower end of the win rate's interval must be above it
+    votes: VotesSettings | None = None  # of people who compared the two models
+    reward: str | None = None  # a reward stage: the judge, or whose held-out comparisons judge; the newest if left out
+    max_new_tokens: Count = 64  # of sampled replies
+    temperature: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> PromoteSettings:
+        if self.judge == "votes" and self.votes is None:
+            raise ValueError('judge = "votes" wants a votes table, for example votes = {files = ["votes.jsonl"]}')
+        names = ("judged_prompts", "judged_seeds", "max_new_tokens", "temperature")
+        unused = {
+            "votes": self.judge != "votes",
+            "reward": self.judge not in ("reward", "heldout"),
+            **dict.fromkeys(names, not self.samples),
+        }
+        for name, is_unused in unused.items():
+            if is_unused and self.__dict__[name] != type(self).model_fields[name].default:
+                raise ValueError(f'{name} has no effect with judge = "{self.judge}"; delete it')
+        return self
+
+    @property
+    def samples(self) -> bool:
+        """Whether the judge wants replies of both models."""
+        return self.judge in ("reward", "gold")

@@ -11,7 +11,14 @@ from jielong.config import Settings, apply_override, config_hash, load_toml, pla
 from jielong.data.sources import Source
 from jielong.errors import RecipeError, nearest
 from jielong.recipe.crosscheck import crosscheck
-from jielong.recipe.preferences import BestOfNSettings, DpoSettings, GrpoSettings, PpoSettings, RewardSettings
+from jielong.recipe.preferences import (
+    BestOfNSettings,
+    DpoSettings,
+    GrpoSettings,
+    PpoSettings,
+    PromoteSettings,
+    RewardSettings,
+)
 from jielong.recipe.settings import (
     CurateSettings,
     DataSettings,
@@ -20,6 +27,7 @@ from jielong.recipe.settings import (
     RunSettings,
     SftSettings,
     TokenizerSettings,
+    VotesSettings,
 )
 from jielong.runtime import derive_seed
 
@@ -34,6 +42,7 @@ STAGE_SETTINGS: dict[str, type[Settings]] = {
     "grpo": GrpoSettings,
     "dpo": DpoSettings,
     "best_of_n": BestOfNSettings,
+    "promote": PromoteSettings,
     "evaluate": EvaluateSettings,
 }
 
@@ -89,6 +98,11 @@ class Recipe:
 def stage_sources(stage: Stage) -> tuple[str, ...]:
     """The names in the stage's `sources`; () for kinds without."""
     return tuple(stage.settings.sources) if "sources" in type(stage.settings).model_fields else ()
+
+
+def stage_votes(stage: Stage) -> VotesSettings | None:
+    """The stage's `votes` table, None where it has none."""
+    return stage.settings.votes if "votes" in type(stage.settings).model_fields else None
 
 
 def parse_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

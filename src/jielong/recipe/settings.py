@@ -14,6 +14,7 @@ from pydantic import Field, WrapValidator, create_model, model_validator
 from jielong.config import Settings
 from jielong.data.curate import CurateConfig
 from jielong.data.sources import Source
+from jielong.data.votes import MAX_BAD_FRACTION
 from jielong.errors import ModelError, UsageError
 from jielong.model.config import ModelConfig
 from jielong.model.induction import check_induction
@@ -217,6 +218,14 @@ class LoraSettings(Settings):
         return LoraConfig(**dict(self))
 
 
+class VotesSettings(Settings):
+    """[STAGE.votes]: files of what people said of answers. See data/votes.py."""
+
+    files: Annotated[Names, Field(min_length=1)]
+    per_user: Count | None = None  # votes of one user that count at most: the last ones
+    max_bad_fraction: Fraction = MAX_BAD_FRACTION  # of a file's lines that may be no votes
+
+
 class SftSettings(Optimisation):
     """kind = "sft": the newest model before it, or the folder `model`, learns to answer."""
 
@@ -224,6 +233,7 @@ class SftSettings(Optimisation):
     num_conversations: Count | None = None  # of the world
     heldout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05  # of the sources
     packed: bool = True  # several conversations a row
+    votes: VotesSettings | None = None  # whose edited answers are conversations to learn from
     model: str | None = None  # a model folder to start from, for a recipe without pretraining
     lora: LoraSettings | None = None
 

@@ -21,6 +21,7 @@ TITLES = {
     "grpo": "GRPO",
     "dpo": "DPO",
     "best_of_n": "Best of n",
+    "promote": "Promotion",
     "evaluate": "Evaluation",
 }
 STYLE = Path(__file__).with_name("style.css")
@@ -97,9 +98,9 @@ def _samples(report: dict[str, Any], files: dict[str, Any]) -> str:
     candidates = [files[name].samples for name in report["stages"] if files[name].samples]
     if not candidates:
         return ""
-    compared = [samples for samples in candidates if sum(model in samples[0] for model in MODELS) > 1]
+    compared = [samples for samples in candidates if len(_models(samples[:1])) > 1]
     samples = (compared or candidates)[-1]
-    models = [model for model in MODELS if any(model in sample for sample in samples)]
+    models = _models(samples)
     columns = "".join(f"<span>{model}</span>" for model in models)
     groups: dict[str, list[dict[str, Any]]] = {}
     for sample in samples:
@@ -113,6 +114,14 @@ def _samples(report: dict[str, Any], files: dict[str, Any]) -> str:
     opening = f'<div class="samples" style="--columns:{len(models)}"><div class="who">{columns}</div>'
     note = '<p class="note">The prompts were chosen before the answers were seen.</p>'
     return f"{note}{opening}{''.join(parts)}</div>"
+
+
+def _models(samples: list[dict[str, Any]]) -> list[str]:
+    """Whose answers are there: the known names in their order, then stages of later rounds."""
+    names = dict.fromkeys(name for sample in samples for name in sample)
+    beside = ("skill", "prompt")
+    others = [name for name in names if name not in (*MODELS, *beside) and not name.endswith("_proxy_reward")]
+    return [*(model for model in MODELS if model in names), *others]
 
 
 def _sample(sample: dict[str, Any], models: list[str]) -> str:
@@ -135,7 +144,7 @@ def _skills(report: dict[str, Any]) -> str:
             return ""
         found = {"base": sft[-1].get("exact_match_base") or {}, "sft": sft[-1]["exact_match"]}
     ci95 = intervals[-1] if tables and intervals else {}
-    models = [model for model in MODELS if found.get(model)]
+    models = [*(model for model in MODELS if found.get(model)), *(name for name in found if name not in MODELS)]
     skills = list(dict.fromkeys(skill for model in models for skill in found[model]))
     rows = []
     for skill in skills:
@@ -194,6 +203,7 @@ HIGHLIGHTS = {
     "grpo": _POLICY,
     "dpo": ("heldout_accuracy", *_POLICY),
     "best_of_n": ("n", *_POLICY),
+    "promote": ("promoted", "win_rate", "judged"),
     "evaluate": (),
 }
 

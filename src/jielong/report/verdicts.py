@@ -61,6 +61,12 @@ def _wins(figures: dict[str, Any]) -> tuple[bool, str]:
     return low > 0.5, f"{100 * rate:.1f} % of replies preferred to sft's (95 %: {100 * low:.1f} – {100 * high:.1f} %)"
 
 
+def _promoted(figures: dict[str, Any]) -> tuple[bool, str]:
+    low, high = figures["win_rate_ci95"]
+    shown = f"{figures['new']} won {100 * figures['win_rate']:.1f} % of {figures['judged']} against {figures['old']}"
+    return figures["promoted"] is True, f"{shown} (95 %: {100 * low:.1f} – {100 * high:.1f} %)"
+
+
 # kind -> the rule in words, the figures it needs, its judge
 _RULES = {
     "curate": ("the ledger adds up", ("documents_in", "documents_kept", "removed"), _ledger),
@@ -76,4 +82,5 @@ _RULES = {
         ("ppo", "grpo", "dpo", "best_of_n"),
         ("the hidden judge prefers it to sft", ("gold_win_rate", "gold_win_rate_ci95"), _wins),
     ),
+    "promote": ("the new model is promoted", ("promoted", "win_rate", "win_rate_ci95"), _promoted),
 }

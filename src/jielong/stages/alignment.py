@@ -34,9 +34,9 @@ Reward = RewardModel | RewardEnsemble | ReplyScorer
 
 
 def run_policy(context: Context) -> dict[str, Any]:
-    """Train with PPO or GRPO, then compare with the SFT model on held-out prompts; the hidden preference judges."""
+    """Train with PPO or GRPO, then compare with the model at its beginning; the hidden preference judges."""
     settings = context.settings
-    parent = context.last_model("sft")
+    parent = context.start_model()
     policy, tokenizer = load(parent)
     start_model, _ = load(parent)
     training, heldout = _prompts(context)
@@ -127,7 +127,7 @@ def _train(context: Context, learner: Learner, ids: list[list[int]], heldout: li
         context.progress.update(
             iteration, reward=shown["proxy_reward"], kl=shown["kl_nats_per_reply"], ended=shown["ended_rate"]
         )
-        if not last and iteration % settings.checkpoint_every == 0:
+        if not last and iteration % settings.checkpoint_every == 0 and context.leads:
             state = checkpoint_state(learner, iteration)
             save_checkpoint(context.checkpoints, iteration, learner.models, learner.optimizers, state)
         start = iteration

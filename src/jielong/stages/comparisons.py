@@ -18,6 +18,7 @@ from jielong.align.comparisons import (
     encode_comparisons,
     pad_rows,
     split_by_prompt,
+    split_for_good,
 )
 from jielong.align.reward import RewardModel, bradley_terry, scalar_from_policy
 from jielong.align.rollout import fitting_prompts
@@ -28,7 +29,8 @@ from jielong.generate.engine import Engine
 from jielong.model.transformer import Transformer
 from jielong.runtime import derive_seed
 from jielong.stages.context import Context, read_json, read_jsonl, write_json, write_jsonl
-from jielong.stages.training import adapt, settle, train
+from jielong.stages.training import adapt, micro_batches, settle, train
+from jielong.stages.votes import voted_comparisons
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
 
@@ -38,15 +40,15 @@ NUM_REFERENCE_REPLIES = 512  # of the SFT model, on which scores get mean 0 and 
 def run_reward(context: Context) -> dict[str, Any]:
     """Train on comparisons split by prompt; held-out accuracy beside its trivial baselines and its ceiling."""
     settings = context.settings
-    parent = context.last_model("sft")
+    parent = context.start_model()
     policy, tokenizer = load(parent)
-    gathered = gather_comparisons(context, policy, tokenizer)
+    with context.leader_first():
+        gathered = gather_comparisons(context, policy, tokenizer)
     ties = settings.ties == "half"
     encoded = encode_comparisons(gathered.training, tokenizer, policy.config.max_length, ties)
     held = encode_comparisons(gathered.heldout, tokenizer, policy.config.max_length)
-    batches, steps_per_epoch = comparison_batches(
-        encoded.items, settings.batch_rows, tokenizer.pad_id, context.seed, settings.accumulate
-    )
+    num_rows, num_micro = micro_batches(context)
+    batches, steps_per_epoch = comparison_batches(encoded.items, num_rows, tokenizer.pad_id, context.seed, num_micro)
     model = scalar_from_policy(policy, context.runtime.generator(context.name, "head"))
 
     def evaluate(_step: int) -> dict[str, float]:
@@ -62,27 +64,30 @@ def run_reward(context: Context) -> dict[str, Any]:
     reward.save(tokenizer, context.folder / "model", context.provenance(totals.steps, parent))
     agreement = measure_agreement(model, held.items, tokenizer.pad_id)
     counts = {"reference_replies": len(rows), "left_out": gathered.num_left_out}
-    return {**_figures(agreement, encoded, held), **gathered.labelling, **counts, **adapted}
+    people = _by_people(model, gathered, tokenizer, policy.config.max_length)
+    return {**_figures(agreement, encoded, held), **gathered.labelling, **people, **counts, **adapted}
 
 
 @dataclass(frozen=True)
 class Gathered:
     """Comparisons of a stage, split by prompt. sampled: those of the SFT model's own replies, in the order made.
 
-    labelling: figures of the simulated labeller. num_left_out: rows of the sources that teach nothing.
+    heldout_votes: of heldout, those that people made. labelling: figures of the simulated labeller, and of the votes.
+    num_left_out: rows of the sources that teach nothing.
     """
 
     training: list[Comparison]
     heldout: list[Comparison]
+    heldout_votes: list[Comparison]
     sampled: list[Comparison]
-    labelling: dict[str, float]
+    labelling: dict[str, Any]
     num_left_out: int
 
 
 def gather_comparisons(context: Context, policy: Transformer, tokenizer: Tokenizer) -> Gathered:
     """All comparisons that a stage of kind reward or dpo names; those of the world are made once and kept."""
     settings = context.settings
-    labelling: dict[str, float] = {}
+    labelling: dict[str, Any] = {}
     left_out: list[str] = []
     sampled: list[Comparison] = []
     if "world" in settings.sources:
@@ -93,8 +98,28 @@ def gather_comparisons(context: Context, policy: Transformer, tokenizer: Tokeniz
         if name != "world"
         for number, record in enumerate(read_comparisons(context.source(name), context.root, left_out), start=1)
     ]
-    training, heldout = split_by_prompt([*sampled, *given], settings.heldout_fraction, context.seed)
-    return Gathered(training, heldout, sampled, labelling, len(left_out))
+    voted, figures = voted_comparisons(context)
+    if voted:  # a prompt that was held out in one round stays so in the next, however many votes there are by then
+        salt = derive_seed(context.recipe.run.seed, "votes")
+        training, heldout = split_for_good([*sampled, *given, *voted], settings.heldout_fraction, salt)
+    else:
+        training, heldout = split_by_prompt([*sampled, *given], settings.heldout_fraction, context.seed)
+    made_by_people = set(map(id, voted))
+    heldout_votes = [comparison for comparison in heldout if id(comparison) in made_by_people]
+    return Gathered(training, heldout, heldout_votes, sampled, labelling | figures, len(left_out))
+
+
+def _by_people(model: Transformer, gathered: Gathered, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
+    """How far the reward model agrees with the votes that were held out; {} where none of them is decided."""
+    items = encode_comparisons(gathered.heldout_votes, tokenizer, max_length).items
+    if not items:
+        return {}
+    agreement = measure_agreement(model, items, tokenizer.pad_id)
+    return {
+        "heldout_votes": agreement.num_pairs,
+        "heldout_votes_accuracy": agreement.accuracy,
+        "heldout_votes_accuracy_ci95": list(agreement.ci95),
+    }
 
 
 def _figures(agreement: Agreement, encoded: Encoded, held: Encoded) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,9 @@ from jielong.log import MetricsLog, Progress
 from jielong.model.hf import read_provenance
 from jielong.recipe import Recipe
 from jielong.runtime import Runtime, derive_seed
+from jielong.train.parallel import wait_for_all
+
+PROMOTED = "promoted.json"  # of a promote stage: the model that it chose, relative to the stage's folder
 
 
 @dataclass
@@ -26,6 +30,8 @@ class Context:
     """One stage's view of its run: its settings, its folder, and the folders of the stages before it.
 
     earlier: finished stages of this run, name -> folder, in recipe order; kinds: name -> kind of all stages.
+    home: the stage's folder in the run. It is `folder` for the process that leads; the others of a run with several
+    processes do the same work in a folder of their own, which nobody reads, so that no stage asks who writes.
     """
 
     name: str
@@ -37,6 +43,7 @@ class Context:
     progress: Progress
     earlier: dict[str, Path] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
+    home: Path = Path()
 
     @cached_property
     def world(self) -> World:
@@ -58,7 +65,28 @@ class Context:
 
     @property
     def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+        """Of the run: all processes go on from the same one; the leading one writes it."""
+        return self.home / "checkpoints"
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the only process, or the one whose files are kept."""
+        return self.runtime.rank == 0
+
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """The block runs in the leading process first, and what files it makes are there for the others' turn.
+
+        For what is costly to make, or must be the same to the last bit although it is drawn or computed anew.
+        """
+        if not self.leads:
+            wait_for_all(self.runtime)
+            for path in self.home.iterdir():
+                if path.is_file() and not (self.folder / path.name).exists():
+                    shutil.copyfile(path, self.folder / path.name)
+        yield
+        if self.leads:
+            wait_for_all(self.runtime)
 
     def source(self, name: str) -> Source:
         """The named table [data.sources.NAME] as a Source."""
@@ -76,7 +104,14 @@ class Context:
     def named(self, name: str) -> Context:
         """The context of an earlier stage by its name, for its settings and what it left."""
         stage = next(stage for stage in self.recipe.stages if stage.name == name)
-        return replace(self, name=name, kind=stage.kind, settings=stage.settings, folder=self.earlier[name])
+        return replace(
+            self,
+            name=name,
+            kind=stage.kind,
+            settings=stage.settings,
+            folder=self.earlier[name],
+            home=self.earlier[name],
+        )
 
     def folder_of(self, kind: str) -> Path:
         """Folder of the last finished stage of a kind. Raises RecipeError when none ran before this one."""
@@ -98,6 +133,15 @@ class Context:
             if self.kinds[name] in kinds:
                 return self.earlier[name] / "model"
         raise RecipeError(f"stage [{self.name}] needs a stage of kind {' or '.join(kinds)} before it")
+
+    def start_model(self) -> Path:
+        """Model folder of the present policy: what the newest promote stage chose, else of the newest sft stage."""
+        for name in reversed(list(self.earlier)):
+            if self.kinds[name] == "promote":
+                return promoted_model(self.earlier[name])
+            if self.kinds[name] == "sft":
+                return self.earlier[name] / "model"
+        raise RecipeError(f"stage [{self.name}] needs a stage of kind sft before it")
 
     def provenance(self, steps: int, parent: Path | None = None) -> dict[str, Any]:
         """What jielong.json says of this stage's model, beside the tokenizer's hash that `save` adds.
@@ -121,6 +165,11 @@ class Context:
     def clear_checkpoints(self) -> None:
         """Remove the training state of a finished stage; its model folder is what stays."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def promoted_model(folder: Path) -> Path:
+    """The model folder that a finished promote stage chose. folder: the stage's."""
+    return Path(os.path.normpath(folder / read_json(folder / PROMOTED)["model"]))
 
 
 def write_json(path: Path, value: object) -> None:

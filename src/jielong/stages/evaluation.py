@@ -38,6 +38,7 @@ def run_evaluate(context: Context) -> dict[str, Any]:
     names = [name for name in context.earlier if context.kinds[name] in MODEL_KINDS]
     for number, name in enumerate(names, start=1):
         label = MODEL_KINDS[context.kinds[name]]
+        label = name if label in tables or any(label in sample for sample in shown) else label  # a later round's
         model, tokenizer = load(context.earlier[name] / "model")
         engine = Engine(model, tokenizer, context.runtime)
         if context.has_world:

@@ -15,7 +15,7 @@ from jielong.data.download import file_sha256
 from jielong.data.sources import files, find
 from jielong.errors import DataError, UsageError
 from jielong.recipe import Recipe, Stage
-from jielong.recipe.recipe import stage_sources
+from jielong.recipe.recipe import stage_sources, stage_votes
 from jielong.runtime import Runtime
 from jielong.stages.context import read_json, write_json
 
@@ -97,6 +97,8 @@ def run_hash(recipe: Recipe, runtime: Runtime) -> str:
 def stage_hash(recipe: Recipe, stage: Stage, inputs: Inputs, before: str) -> str:
     """A hash over a stage's settings and inputs, and over all stages before it (before: the last one's hash)."""
     settings = stage.settings.model_dump(mode="json")
+    if stage_votes(stage) is None:  # no trace: what was made before a recipe could name votes is as good as ever
+        settings.pop("votes", None)
     content = {"name": stage.name, "kind": stage.kind, "settings": settings, "before": before}
     if inputs:
         content["inputs"] = inputs

@@ -17,7 +17,8 @@ from jielong.model.transformer import Transformer
 from jielong.stages.context import Context, write_json
 from jielong.stages.corpus import askable, evaluation_questions
 from jielong.stages.evaluation import check_prompts
-from jielong.stages.training import adapt, settle, train
+from jielong.stages.training import adapt, micro_batches, settle, train
+from jielong.stages.votes import kept_votes
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
 from jielong.train.objectives import next_token
@@ -36,7 +37,8 @@ def run_sft(context: Context) -> dict[str, Any]:
     train_set, heldout_set = conversations(context, left_out)
     rows = conversation_rows(train_set, tokenizer, model.config.max_length, settings.packed)
     heldout = conversation_rows(heldout_set, tokenizer, model.config.max_length, packed=True)
-    loader = RowLoader(rows, settings.batch_rows, context.seed, settings.accumulate)
+    num_rows, num_micro = micro_batches(context)
+    loader = RowLoader(rows, num_rows, context.seed, num_micro)
     base_table = skill_table(context, model, tokenizer, NUM_QUESTIONS)
 
     def evaluate(_step: int) -> dict[str, float]:
@@ -59,6 +61,7 @@ def run_sft(context: Context) -> dict[str, Any]:
         "exact_match_base": {skill: row["rate"] for skill, row in base_table.items()},
         "conversations": len(train_set),
         "left_out": len(left_out),
+        **({} if context.settings.votes is None else {"edited_answers": len(edited_answers(context))}),
         "dropped_too_long": rows.num_dropped,
         "scored_tokens": int(rows.mask.sum()),
         "tokens_per_second": totals.tokens_per_second,
@@ -81,9 +84,21 @@ def conversations(context: Context, left_out: list[str]) -> tuple[list[Conversat
             cut = max(1, round(len(found) * settings.heldout_fraction))
             heldout += found[:cut]
             train_set += found[cut:]
+    train_set += edited_answers(context)
     if not train_set:
         raise DataError(f"[{context.name}] sources {settings.sources} hold no conversation")
     return train_set, heldout
+
+
+def edited_answers(context: Context) -> list[Conversation]:
+    """What people wrote in the place of the answers that they were shown, as conversations; [] without votes."""
+    if context.settings.votes is None:
+        return []
+    return [
+        {"messages": [*vote.prompt, {"role": "assistant", "content": vote.edited}]}
+        for vote in kept_votes(context)
+        if vote.edited is not None
+    ]
 
 
 def conversation_rows(records: list[Conversation], tokenizer: Tokenizer, row_tokens: int, packed: bool) -> Rows:

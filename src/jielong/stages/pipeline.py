@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from jielong import __version__
 from jielong.config import write_atomic
 from jielong.errors import TrainingError, UsageError, nearest
 from jielong.log import Progress
@@ -36,6 +37,9 @@ from jielong.stages.identity import (
 from jielong.stages.instruction import run_sft
 from jielong.stages.preferences import run_best_of_n, run_dpo
 from jielong.stages.pretraining import run_pretrain
+from jielong.stages.promotion import run_promote
+from jielong.stages.votes import check_votes, keep_votes
+from jielong.train.parallel import check_agreement, joined, wait_for_all
 
 try:
     import fcntl
@@ -52,8 +56,12 @@ STAGES: dict[str, Callable[[Context], dict[str, Any]]] = {
     "grpo": run_policy,
     "dpo": run_dpo,
     "best_of_n": run_best_of_n,
+    "promote": run_promote,
     "evaluate": run_evaluate,
 }
+
+
+ALONE = ("curate", "tokenizer", "promote", "evaluate")  # nothing is trained: one process does them, the others wait
 
 
 def run_recipe(
@@ -68,8 +76,10 @@ def run_recipe(
     path: recipe file. out: run folder (default runs/NAME). overrides: "stage.key=value" settings.
     until: last stage to run.
     Stages that are finished with the same settings and inputs are skipped; a half-finished one goes on where it was.
+    Under torchrun every process calls this; the one of rank 0 leads, writes the run folder and returns the report, the
+    others return {}.
     Raises RecipeError before anything runs when the recipe is wrong, UsageError when the folder holds the run of
-    another recipe.
+    another recipe or the processes were started differently.
     """
     recipe = parse_recipe(path, overrides or [])
     names = [stage.name for stage in recipe.stages]
@@ -83,11 +93,23 @@ def run_recipe(
         names = names[: names.index(until) + 1]
     folder = Path(out) if out is not None else Path("runs") / recipe.run.name
     runtime = detect(recipe.run.device, recipe.run.dtype, recipe.run.threads, recipe.run.seed)
+    folders = {stage.name: folder / f"{index:02d}-{stage.name}" for index, stage in enumerate(recipe.stages, start=1)}
+    with joined(runtime):
+        check_agreement("recipe or code", f"{recipe.hash} {__version__} {until}", runtime)
+        if runtime.rank == 0:
+            return _lead(recipe, names, folders, runtime, quiet)
+        with Progress(names, quiet=True) as progress:
+            for name in names:
+                _run_stage(recipe, name, folders, runtime, progress)
+    return {}
+
+
+def _lead(recipe: Recipe, names: list[str], folders: dict[str, Path], runtime: Runtime, quiet: bool) -> dict[str, Any]:
+    """The run, in the process that owns its folder."""
+    folder = next(iter(folders.values())).parent
     with _locked(folder):
-        folders = {
-            stage.name: folder / f"{index:02d}-{stage.name}" for index, stage in enumerate(recipe.stages, start=1)
-        }
         refuse_foreign(folder, recipe, runtime, folders)
+        check_votes(recipe, names, folders)
         write_atomic(folder / "recipe.toml", write_toml(recipe))
         write_json(folder / "environment.json", environment(runtime))
         _print_plan(recipe, runtime, folder, quiet)
@@ -114,23 +136,31 @@ def _run_stage(recipe: Recipe, name: str, folders: dict[str, Path], runtime: Run
     """Run one stage unless its DONE file says that it is finished; returns whether there was something to do."""
     stage = next(stage for stage in recipe.stages if stage.name == name)
     folder, order = folders[name], list(folders)
-    if (folder / "DONE").exists():
+    done = (folder / "DONE").exists()
+    wait_for_all(runtime)  # all have looked before one may finish it
+    if done:
         progress.skip(name)
         return False
     earlier = order[: order.index(name)]
-    previous = made_hash(folders[earlier[-1]]) if earlier else run_hash(recipe, runtime)
-    _begin(recipe, stage, folder, previous, progress)
+    if runtime.rank == 0:
+        previous = made_hash(folders[earlier[-1]]) if earlier else run_hash(recipe, runtime)
+        _begin(recipe, stage, folder, previous, progress)
+    wait_for_all(runtime)
     context = Context(
         name=name,
         kind=stage.kind,
         settings=stage.settings,
         recipe=recipe,
-        folder=folder,
+        folder=folder if runtime.rank == 0 else folder / f".process-{runtime.rank}",
+        home=folder,
         runtime=runtime,
         progress=progress,
         earlier={other: folders[other] for other in earlier},
         kinds={other.name: other.kind for other in recipe.stages},
     )
+    if runtime.rank > 0:
+        _follow(context)
+        return True
     spent_file = folder / "seconds.json"
     before = read_json(spent_file)["seconds"] if spent_file.exists() else 0.0
     progress.start(name)
@@ -142,11 +172,24 @@ def _run_stage(recipe: Recipe, name: str, folders: dict[str, Path], runtime: Run
     finally:
         seconds = before + time.monotonic() - started
         write_json(spent_file, {"seconds": seconds})
+    wait_for_all(runtime)
     write_json(folder / "figures.json", {"kind": stage.kind, "seconds": seconds, "figures": figures})
     context.clear_checkpoints()
     write_atomic(folder / "DONE", json.dumps({"hash": made_hash(folder)}) + "\n")
     progress.done(name, seconds, "")
     return True
+
+
+def _follow(context: Context) -> None:
+    """A stage in a process that does not lead: the same work on its own share of the rows, and nothing is kept."""
+    if context.kind not in ALONE:
+        shutil.rmtree(context.folder, ignore_errors=True)
+        context.folder.mkdir()
+        try:
+            STAGES[context.kind](context)
+        finally:
+            shutil.rmtree(context.folder, ignore_errors=True)
+    wait_for_all(context.runtime)
 
 
 def _begin(recipe: Recipe, stage: Stage, folder: Path, previous: str, progress: Progress) -> None:
@@ -158,6 +201,7 @@ def _begin(recipe: Recipe, stage: Stage, folder: Path, previous: str, progress: 
         progress.say(f"{stage.name}: {changed} has changed since this stage was stopped; it begins anew")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    inputs |= keep_votes(stage, folder, progress.say)
     content = {"name": stage.name, "kind": stage.kind, "hash": stage_hash(recipe, stage, inputs, previous)}
     write_json(description, {**content, "inputs": inputs})
     write_atomic(folder / "config.toml", write_toml(recipe, stage=stage.name))

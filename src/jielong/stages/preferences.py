@@ -23,7 +23,7 @@ from jielong.stages.comparisons import gather_comparisons
 from jielong.stages.context import Context, write_json
 from jielong.stages.instruction import conversations
 from jielong.stages.judging import Prompt, alignment_tax, compare, heldout_prompts, proxy_scores
-from jielong.stages.training import adapt, settle, train
+from jielong.stages.training import adapt, micro_batches, settle, train
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
 from jielong.train.objectives import next_token
@@ -32,30 +32,30 @@ from jielong.train.objectives import next_token
 def run_dpo(context: Context) -> dict[str, Any]:
     """Learn from comparisons alone, then compare with the SFT model on held-out prompts."""
     settings = context.settings
-    parent = context.last_model("sft")
+    parent = context.start_model()
     policy, tokenizer = load(parent)
     start_model, _ = load(parent)
     origin = context if settings.comparisons is None else context.named(settings.comparisons)
-    gathered = gather_comparisons(origin, start_model, tokenizer)
+    with context.leader_first():
+        gathered = gather_comparisons(origin, start_model, tokenizer)
     encoded, held = (
         encode_comparisons(part, tokenizer, policy.config.max_length) for part in (gathered.training, gathered.heldout)
     )
     items, held_items = (
         with_reference(policy, part.items, tokenizer.pad_id, context.runtime) for part in (encoded, held)
     )
-    batches, steps_per_epoch = comparison_batches(
-        items, settings.batch_rows, tokenizer.pad_id, context.seed, settings.accumulate
-    )
+    num_rows, num_micro = micro_batches(context)
+    batches, steps_per_epoch = comparison_batches(items, num_rows, tokenizer.pad_id, context.seed, num_micro)
 
     def evaluate(_step: int) -> dict[str, float]:
-        accuracy, _ = _implicit_accuracy(context, policy, held_items, tokenizer)
+        accuracy, _ = implicit_accuracy(context, policy, held_items, tokenizer)
         return {"heldout_accuracy": accuracy}
 
     adapter, num_steps = adapt(context, policy), settings.steps(steps_per_epoch)
     totals = train(context, policy, dpo(settings.objective()), batches, num_steps, evaluate, adapter)
     figures: dict[str, Any] = dict(settle(context, policy, adapter, parent))
     save(policy, tokenizer, context.folder / "model", context.provenance(totals.steps, parent))
-    accuracy, interval = _implicit_accuracy(context, policy, held_items, tokenizer)
+    accuracy, interval = implicit_accuracy(context, policy, held_items, tokenizer)
     reward = load_reward(context.last_model("reward"), tokenizer) if context.has("reward") else None
     figures |= compare(context, start_model, policy, reward, tokenizer, heldout_prompts(context))
     figures |= alignment_tax(context, start_model, policy, tokenizer)
@@ -75,7 +75,7 @@ def run_dpo(context: Context) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _implicit_accuracy(
+def implicit_accuracy(
     context: Context, policy: Transformer, items: list[Candidates], tokenizer: Tokenizer, batch_prompts: int = 16
 ) -> tuple[float, list[float]]:
     """How often log(policy / reference) prefers as the labellers do, and its 95 % interval; equals count half."""
@@ -96,7 +96,7 @@ def _implicit_accuracy(
 def run_best_of_n(context: Context) -> dict[str, Any]:
     """Sample n replies to each prompt, learn the one that the reward likes best, compare with the SFT model."""
     settings = context.settings
-    parent = context.last_model("sft")
+    parent = context.start_model()
     policy, tokenizer = load(parent)
     start_model, _ = load(parent)
     reward = chosen_reward(context, tokenizer)
@@ -106,7 +106,8 @@ def run_best_of_n(context: Context) -> dict[str, Any]:
     points = curve(*_by_prompt(context, prompts, completions, scores))
     write_json(context.folder / "curve.json", points)
     rows = pack_examples(as_examples(best), policy.config.max_length)
-    loader = RowLoader(rows, min(settings.batch_rows, len(rows)), context.seed, settings.accumulate)
+    num_rows, num_micro = micro_batches(context, len(rows))
+    loader = RowLoader(rows, num_rows, context.seed, num_micro)
     adapter, num_steps = adapt(context, policy), settings.steps(loader.num_steps_per_epoch)
     totals = train(context, policy, next_token, loader.batches, num_steps, None, adapter)
     figures: dict[str, Any] = dict(settle(context, policy, adapter, parent))

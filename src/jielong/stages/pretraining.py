@@ -18,7 +18,7 @@ from jielong.plan.cost import flops_per_token, probe_flops
 from jielong.plan.count import count_parameters
 from jielong.stages.context import Context, read_jsonl, write_json
 from jielong.stages.evaluation import check_prompts
-from jielong.stages.training import train
+from jielong.stages.training import micro_batches, train
 from jielong.tokenizer import Tokenizer
 from jielong.train.objectives import next_token
 
@@ -34,8 +34,9 @@ def run_pretrain(context: Context) -> dict[str, Any]:
     tokenizer = Tokenizer.load(context.folder_of("tokenizer") / "model")
     check_prompts(context.recipe.evaluation_prompts, tokenizer, settings.context_tokens)
     corpus = context.folder_of("curate")
-    rows = encoded_rows(context, tokenizer, corpus / "documents.jsonl", "rows.safetensors")
-    heldout = encoded_rows(context, tokenizer, corpus / "heldout.jsonl", "heldout.safetensors")
+    with context.leader_first():
+        rows = encoded_rows(context, tokenizer, corpus / "documents.jsonl", "rows.safetensors")
+        heldout = encoded_rows(context, tokenizer, corpus / "heldout.jsonl", "heldout.safetensors")
     heldout_bytes = scored_bytes(heldout, tokenizer)
     config = model_config(settings, tokenizer.vocab_size)
     model = Transformer(config)
@@ -43,7 +44,8 @@ def run_pretrain(context: Context) -> dict[str, Any]:
     model.init_weights(generator)
     if settings.start == "induction":
         plant_induction(model, generator)
-    loader = RowLoader(rows, settings.batch_rows, context.seed, settings.accumulate)
+    num_rows, num_micro = micro_batches(context)
+    loader = RowLoader(rows, num_rows, context.seed, num_micro)
     num_steps = settings.steps(loader.num_steps_per_epoch)
 
     def evaluate(_step: int) -> dict[str, float]:

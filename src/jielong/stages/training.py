@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from jielong.train.loop import FitConfig, StepStats, fit
 from jielong.train.lora import Adapter, attach, merge
 from jielong.train.objectives import Objective
 from jielong.train.optim import OptimizerConfig, build_optimizer
+from jielong.train.parallel import check_equal_weights, rows_each
 from jielong.train.schedule import multiplier
 
 SMOOTHING = 0.9  # weight of the past in the displayed loss
@@ -79,43 +81,64 @@ def train(
     """Train model in place for num_steps, or for what is left of them after the newest checkpoint.
 
     batches: step -> its micro-batches, a pure function, so that a resumed run sees what an uninterrupted one would.
+    With several processes each takes its share of them; see `micro_batches`, which cuts them finely enough.
     evaluate: step -> figures on held-out data, called every evaluate_every steps and after the last.
     learned: what a checkpoint holds, where that is not the whole model (see `adapt`).
     Side effects: metrics.jsonl and checkpoints/ in the stage's folder. Raises TrainingError when a loss is
     not finite.
     """
     settings: Optimisation = context.settings
+    runtime = context.runtime
     optimizer = build_optimizer(model, optimizer_config(settings))
     learned = model if learned is None else learned
     totals = _resume(context, learned, optimizer)
     context.metrics.truncate(totals.steps)
     context.progress.start(context.name, num_steps)
 
-    def rate(step: int) -> float:
-        return multiplier(
-            step,
-            kind=settings.schedule,
-            warmup_steps=settings.warmup_steps,
-            num_steps=num_steps,
-            final_fraction=settings.final_fraction,
-            decay_fraction=settings.decay_fraction,
-        )
+    def own(step: int) -> list[Any]:
+        return batches(step)[runtime.rank :: runtime.world_size]
 
+    check_equal_weights(model, runtime)
     config = FitConfig(clip=settings.clip, start=totals.steps, num_steps=num_steps)
     mark = time.monotonic()
-    for stats in fit(model, optimizer, batches, objective, rate, context.runtime, config):
+    for stats in fit(model, optimizer, own, objective, _rate(settings, num_steps), runtime, config):
         totals.steps, totals.tokens = stats.step, totals.tokens + stats.num_tokens
         totals.seconds += time.monotonic() - mark
         last = stats.step == num_steps
         due = evaluate is not None and (last or stats.step % settings.evaluate_every == 0)
         found_figures = evaluate(stats.step) if evaluate is not None and due else {}
         _record(context, totals, stats, found_figures, num_steps)
-        if not last and stats.step % settings.checkpoint_every == 0:
+        if not last and stats.step % settings.checkpoint_every == 0 and context.leads:
             state = {"tokens": totals.tokens, "seconds": totals.seconds, "last_loss": totals.last_loss}
             save_checkpoint(context.checkpoints, stats.step, {"model": learned}, {"optimizer": optimizer}, state)
         mark = time.monotonic()
     model.eval()
     return totals
+
+
+def _rate(settings: Optimisation, num_steps: int) -> Callable[[int], float]:
+    """The settings' schedule: step -> multiplier of the learning rates."""
+    return functools.partial(
+        multiplier,
+        kind=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        num_steps=num_steps,
+        final_fraction=settings.final_fraction,
+        decay_fraction=settings.decay_fraction,
+    )
+
+
+def micro_batches(context: Context, most: int | None = None) -> tuple[int, int]:
+    """(rows of a micro-batch, micro-batches a step) so that every process gets as many as the settings say.
+
+    The rows of a step are the same whatever the number of processes, so that a run may go on with another.
+    most: so many rows there are; a smaller corpus than a batch is one batch.
+    Raises UsageError when the settings' batch_rows cannot be shared equally.
+    """
+    settings, runtime = context.settings, context.runtime
+    wanted = settings.batch_rows if most is None else min(settings.batch_rows, most)
+    rows = rows_each(f"[{context.name}] batch_rows", wanted, runtime)
+    return rows, settings.accumulate * runtime.world_size
 
 
 def adapt(context: Context, model: Transformer) -> Adapter | None:

@@ -19,6 +19,7 @@ from jielong.errors import TrainingError, UsageError
 from jielong.runtime import Runtime
 from jielong.train.objectives import ModelT, Objective
 from jielong.train.optim import set_learning_rate
+from jielong.train.parallel import sum_gradients, total
 
 SelfT = TypeVar("SelfT")
 
@@ -83,15 +84,15 @@ def train_step(
     The units of all micro-batches are counted first, and each objective's sum is divided by that count, so that the
     gradient is the one of the whole batch. The objective runs under `runtime.autocast()`, its backward outside.
     `clip` bounds the global norm of the gradient of the optimizer's parameters; `step`, its number
-    from 1, only names it.
+    from 1, only names it. With several processes, micro_batches are this one's share: units, gradients and metrics are
+    summed over all, so that each takes the same step.
 
-    Raises TrainingError when a loss or a gradient is not finite; weights and optimizer state are then untouched.
+    Raises TrainingError when a loss or a gradient is not finite, in every process when it happens in one; weights and
+    optimizer state are then untouched.
     """
-    if runtime.world_size > 1:
-        raise UsageError(f"training runs in one process, {runtime.world_size} were started; start it without torchrun")
     started = time.perf_counter()
-    num_units = sum(batch.num_units for batch in micro_batches)
-    num_tokens = sum(int((batch.segments > 0).sum()) for batch in micro_batches)
+    own = [(batch.num_units, int((batch.segments > 0).sum())) for batch in micro_batches]
+    num_units, num_tokens = (int(one) for one in total([sum(column) for column in zip(*own, strict=True)], runtime))
     learning_rate = float(optimizer.param_groups[-1]["lr"])
     if num_units == 0:
         return StepStats(step, 0.0, 0.0, learning_rate, 0, num_tokens, time.perf_counter() - started, skipped=True)
@@ -107,25 +108,37 @@ def train_step(
             totals[name] = totals[name] + value.detach() if name in totals else value.detach()
 
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    sum_gradients(parameters, runtime)
     grad_norm = float(nn.utils.clip_grad_norm_(parameters, clip))
-    losses = torch.stack(sums).tolist()
-    _check_finite(losses, grad_norm, model, optimizer, step)
+    losses = torch.stack(sums).tolist() if sums else []
+    told = total([sum(losses), *(float(totals[name]) for name in sorted(totals))], runtime)
+    _check_finite(losses, told[0], grad_norm, model, optimizer, step)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    means = {name: float(value) / num_units for name, value in totals.items()}
+    means = {name: value / num_units for name, value in zip(sorted(totals), told[1:], strict=True)}
     if runtime.device.type == "cuda":
         torch.cuda.synchronize(runtime.device)  # else the optimizer's work would be billed to the next step
-    loss, seconds = sum(losses) / num_units, time.perf_counter() - started
+    loss, seconds = told[0] / num_units, time.perf_counter() - started
     return StepStats(step, loss, grad_norm, learning_rate, num_units, num_tokens, seconds, means)
 
 
 def _check_finite(
-    losses: list[float], grad_norm: float, model: nn.Module, optimizer: torch.optim.Optimizer, step: int
+    losses: list[float],
+    loss_sum: float,
+    grad_norm: float,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
 ) -> None:
-    """Raise TrainingError naming step and micro-batch, or step and parameter, and drop the bad gradients."""
+    """Raise TrainingError naming step and micro-batch, or step and parameter, and drop the bad gradients.
+
+    losses: of this process's micro-batches; loss_sum: over all processes.
+    """
     bad = [index for index, loss in enumerate(losses) if not math.isfinite(loss)]
     if bad:
         what = f"the loss of micro-batch {bad[0] + 1} of {len(losses)} is {losses[bad[0]]}"
+    elif not math.isfinite(loss_sum):
+        what = f"the loss is {loss_sum} in another process, which says in which micro-batch"
     elif not math.isfinite(grad_norm):
         named = ((name, parameter.grad) for name, parameter in model.named_parameters())
         broken = [name for name, grad in named if grad is not None and not torch.isfinite(grad).all()]

@@ -1,0 +1,148 @@
+"""Several processes that train one model: each reads its rows of every step, and their gradients are summed.
+
+Which rows make up a step does not depend on how many processes there are (see `data.loader`), and neither does what
+the loss is divided by: the units of all rows, counted over all processes. So a run goes on with another number of them
+where it stopped.
+Source: data parallelism as in Li et al. 2020, arXiv:2006.15704, without its overlap of backward and sum.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from jielong.errors import TrainingError, UsageError
+from jielong.runtime import Runtime
+
+BUCKET_BYTES = 64 << 20  # gradients are summed in pieces of about so much, each copied once
+# How long a process waits for the others. One may evaluate while they wait, so it is long; that one has died is noticed
+# at once, for the connection closes, and by torchrun, which then ends them all.
+TIMEOUT = datetime.timedelta(hours=2)
+
+
+@contextmanager
+def joined(runtime: Runtime) -> Iterator[None]:
+    """Within the block, this process and the others of its run can talk. Nothing to do for a single one.
+
+    Raises UsageError when the variables that torchrun sets are missing or the others do not come.
+    """
+    if runtime.world_size == 1:
+        yield
+        return
+    backend = "nccl" if runtime.device.type == "cuda" else "gloo"
+    try:
+        if runtime.device.type == "cuda":
+            torch.cuda.set_device(runtime.device)
+        dist.init_process_group(backend, rank=runtime.rank, world_size=runtime.world_size, timeout=TIMEOUT)
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"process {runtime.rank} of {runtime.world_size} cannot reach the others ({error}); start with torchrun"
+        ) from None
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def wait_for_all(runtime: Runtime) -> None:
+    """Go on when every process has come here."""
+    if runtime.world_size > 1:
+        total([0.0], runtime)  # a sum, not a barrier: NCCL's barrier guesses a device
+
+
+def total(values: Sequence[float], runtime: Runtime) -> list[float]:
+    """The sum over all processes of each number, in float64."""
+    if runtime.world_size == 1:
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64, device=runtime.device)
+    _reduce(sums, runtime)
+    return [float(value) for value in sums.tolist()]
+
+
+def _reduce(tensor: Tensor, runtime: Runtime) -> None:
+    """The sum over all processes, in place. Raises TrainingError when one of them is gone."""
+    try:
+        dist.all_reduce(tensor)
+    except RuntimeError as error:
+        raise TrainingError(
+            f"process {runtime.rank} of {runtime.world_size} has lost another one, which says why in its own output; "
+            f"the same command goes on from the last checkpoint ({str(error).splitlines()[0]})"
+        ) from None
+
+
+def check_agreement(what: str, text: str, runtime: Runtime) -> None:
+    """Raises UsageError in every process unless all have the same text, as a recipe's hash or the code's version."""
+    if runtime.world_size == 1:
+        return
+    digest = list(hashlib.sha256(text.encode()).digest())
+    mine = torch.tensor(digest, dtype=torch.int64, device=runtime.device)
+    everyone = [torch.empty_like(mine) for _ in range(runtime.world_size)]
+    dist.all_gather(everyone, mine)
+    others = [rank for rank, other in enumerate(everyone) if not torch.equal(other, everyone[0])]
+    if others:
+        raise UsageError(
+            f"process {others[0]} of {runtime.world_size} has another {what} than process 0 (process {runtime.rank} "
+            f"has {text!r}); start all with the same command, code and files"
+        )
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter], runtime: Runtime) -> None:
+    """Replace each parameter's gradient by its sum over all processes; one without a gradient here counts as zero."""
+    if runtime.world_size == 1:
+        return
+    for bucket in _buckets(parameters):
+        grads = [torch.zeros_like(one) if one.grad is None else one.grad for one in bucket]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        _reduce(flat, runtime)
+        for parameter, grad, piece in zip(bucket, grads, flat.split([grad.numel() for grad in grads]), strict=True):
+            parameter.grad = piece.view_as(grad).clone()
+
+
+def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Parameters in their order, cut where a bucket is full or the dtype changes."""
+    bucket: list[nn.Parameter] = []
+    num_bytes = 0
+    for parameter in parameters:
+        size = parameter.numel() * parameter.element_size()
+        if bucket and (num_bytes + size > BUCKET_BYTES or parameter.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, num_bytes = [], 0
+        bucket.append(parameter)
+        num_bytes += size
+    if bucket:
+        yield bucket
+
+
+def check_equal_weights(model: nn.Module, runtime: Runtime) -> None:
+    """Raises TrainingError if a parameter differs between processes: one started from something else."""
+    if runtime.world_size == 1:
+        return
+    for name, parameter in model.named_parameters():
+        first = parameter.detach().clone()
+        dist.broadcast(first, 0)
+        differs = total([float(not torch.equal(first, parameter.detach()))], runtime)[0]
+        if differs:
+            raise TrainingError(f"{name} is not the same in all {runtime.world_size} processes before training begins")
+
+
+def rows_each(what: str, num_rows: int, runtime: Runtime) -> int:
+    """How many of a micro-batch's rows each process takes.
+
+    what: the setting's name, for the message. Raises UsageError when they cannot be shared equally, naming the nearest
+    numbers of rows and of processes that can.
+    """
+    if num_rows % runtime.world_size == 0:
+        return num_rows // runtime.world_size
+    below = num_rows // runtime.world_size * runtime.world_size
+    legal = [str(number) for number in (below, below + runtime.world_size) if number]
+    processes = max(number for number in range(1, runtime.world_size) if num_rows % number == 0)
+    raise UsageError(
+        f"{what} = {num_rows} cannot be shared equally by {runtime.world_size} processes; nearest: {what} = "
+        f"{' or '.join(legal)}, or {processes} process{'es' if processes > 1 else ''}"
+    )

@@ -1,0 +1,126 @@
+"""A run in two processes is the run in one: the same rows, the same losses, and either goes on with the other's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PRETRAINED = """
+[run]
+name = "micro"
+seed = 7
+device = "cpu"
+dtype = "float32"
+threads = 1
+[data.world]
+megabytes = 0.1
+heldout_megabytes = 0.02
+[curate]
+sources = ["world"]
+min_stop_words = 0
+max_top_grams = [0.4, 0.4, 0.4]
+max_duplicate_grams = [0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+[tokenizer]
+vocab_size = 400
+[pretrain]
+model = {preset = "jie-xs", width = 32, decoder_layers = 1}
+context_tokens = 128
+batch_rows = 4
+num_steps = 30
+learning_rate = 5e-3
+evaluate_every = 10
+checkpoint_every = 2
+[sft]
+sources = ["world"]
+num_conversations = 40
+num_steps = 6
+batch_rows = 4
+learning_rate = 3e-3
+"""
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("parallel") / "micro.toml"
+    path.write_text(PRETRAINED, encoding="utf-8")
+    return path
+
+
+def start(recipe: Path, out: Path, world_size: int, *more: str) -> list[subprocess.Popen[bytes]]:
+    """The processes of a run, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world_size)}
+    command = [sys.executable, "-m", "jielong", "run", str(recipe), "--out", str(out), "--quiet", *more]
+    return [
+        subprocess.Popen(command, env={**shared, "RANK": str(rank)}, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        for rank in range(world_size)
+    ]
+
+
+def ended(children: list[subprocess.Popen[bytes]]) -> list[str]:
+    told = [child.communicate(timeout=200)[1].decode() for child in children]
+    assert [child.returncode for child in children] == [0] * len(children), told
+    return told
+
+
+def losses(out: Path, stage: str) -> list[float]:
+    lines = (out / stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+    return [record["loss_nats"] for record in records]
+
+
+@pytest.fixture(scope="module")
+def alone(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("alone") / "run"
+    ended(start(recipe, out, 1))
+    return out
+
+
+def test_two_processes_take_the_same_steps_as_one(recipe: Path, alone: Path, tmp_path: Path) -> None:
+    out = tmp_path / "two"
+    ended(start(recipe, out, 2))
+    assert losses(out, "03-pretrain") == pytest.approx(losses(alone, "03-pretrain"), abs=1e-5)
+    assert losses(out, "04-sft") == pytest.approx(losses(alone, "04-sft"), abs=1e-4)
+    figures, own = (
+        json.loads((folder / "report.json").read_text())["stages"]["sft"]["figures"] for folder in (alone, out)
+    )
+    assert own["heldout_loss_nats"] == pytest.approx(figures["heldout_loss_nats"], abs=1e-3)
+    assert own["scored_tokens"] == figures["scored_tokens"]
+    assert not list(out.glob("*/.process-*"))  # what the other process wrote is gone
+
+
+def test_it_goes_on_with_another_number_of_processes(recipe: Path, alone: Path, tmp_path: Path) -> None:
+    out = tmp_path / "changing"
+    for world_size, step in ((2, 8), (1, 18)):
+        children = start(recipe, out, world_size, "--until", "pretrain")
+        deadline = time.monotonic() + 120
+        while not any((out / "03-pretrain" / "checkpoints").glob(f"*{step}")):
+            assert time.monotonic() < deadline and all(child.poll() is None for child in children)
+            time.sleep(0.02)
+        for child in children:
+            child.send_signal(signal.SIGKILL)
+            child.communicate()
+    ended(start(recipe, out, 2, "--until", "pretrain"))
+    assert losses(out, "03-pretrain") == pytest.approx(losses(alone, "03-pretrain"), abs=1e-5)
+
+
+def test_rows_that_cannot_be_shared_are_told_before_training(recipe: Path, tmp_path: Path) -> None:
+    children = start(recipe, tmp_path / "odd", 2, "--set", "pretrain.batch_rows=3", "--until", "pretrain")
+    told = [child.communicate(timeout=200)[1].decode() for child in children]
+    assert all(child.returncode == 2 for child in children), told
+    assert (
+        "[pretrain] batch_rows = 3 cannot be shared equally by 2 processes; nearest: [pretrain] batch_rows = 2"
+        in told[0]
+    )
