@@ -48,6 +48,9 @@ def serve(
     ] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the engine.")] = None,
     drain_seconds: Annotated[float, typer.Option(min=0, help="How long a stopping server finishes answers.")] = 30.0,
+    keep: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the page keeps conversations and votes; the run's folder.")
+    ] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts and answers into the log.")] = False,
 ) -> None:
     """Serve a model over HTTP: the OpenAI API, on this machine only unless told otherwise.
@@ -83,4 +86,4 @@ def serve(
         if not settings.is_loopback and not settings.api_keys:
             say.print("anybody who reaches this address can use the model", style="yellow", markup=False)
 
-    serve_folder(found.folder, name, settings, options, tell)
+    serve_folder(found.folder, name, settings, options, tell, keep)

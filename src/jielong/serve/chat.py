@@ -98,7 +98,8 @@ class _Call:
             yield chunk(index, {"role": "assistant", "content": ""})
         async for pieces in self._replies.pieces():
             for piece in pieces:
-                if piece.text or piece.told:
+                ids = piece.tokens if self._body.return_token_ids else []  # told also where their text is still held
+                if piece.text or piece.told or ids:
                     more = {"logprobs": self._odds(piece.told), **self._ids(piece.tokens)}
                     yield chunk(piece.index, {"content": piece.text}, **more)
                 if piece.finish_reason:

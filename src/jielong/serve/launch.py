@@ -16,8 +16,9 @@ from jielong.serve.api import build_app
 from jielong.serve.engine_thread import EngineThread, Loaded
 from jielong.serve.journal import log_to_stderr
 from jielong.serve.metrics import Metrics
+from jielong.serve.page.routes import open_history, page_routes, places_of
 from jielong.serve.server import listen, serve_until_stopped
-from jielong.serve.service import Service
+from jielong.serve.service import LOG, Service
 from jielong.serve.settings import ServeSettings
 
 
@@ -62,8 +63,11 @@ def serve_folder(
     settings: ServeSettings,
     options: EngineOptions,
     tell: Callable[[str, str], None],
+    keep: Path | None = None,
 ) -> None:
     """Serve the model of a folder until a signal. tell(url, model's name): called once the address is ours.
+
+    keep: the folder for the page's conversations and votes, see `places_of`.
 
     Raises UsageError for an address that cannot be had, ModelError for a model that cannot be loaded.
     """
@@ -75,7 +79,12 @@ def serve_folder(
     service = make_service(partial(load_folder, folder, options), name, settings, options.max_rows)
     host, port, *_ = taken.getsockname()
     tell(f"http://{f'[{host}]' if ':' in host else host}:{port}", name)
-    serve_until_stopped(build_app(service), service, taken)
+    places = places_of(folder, keep)
+    history = open_history(places, LOG.warning)
+    try:
+        serve_until_stopped(build_app(service, page_routes(service, places, history)), service, taken)
+    finally:
+        history.close()
 
 
 def model_name(folder: Path) -> str:

@@ -1,11 +1,12 @@
 """The page and its parts: files of `web/`, read once, served from memory. No path of a client ever reaches a disk.
 
-`web/` lies beside this file; where there is no index.html there is no page. What the page asks for itself will stand
-under /api/ (issue 7), behind the same gate as everything else.
+`web/` lies beside this file; where there is no index.html there is no page. What the page asks for itself stands under
+/api/ (`page.routes`), behind the same gate as everything else.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import mimetypes
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from starlette.routing import Route
 from jielong.serve.errors import ApiError
 
 WEB = Path(__file__).parent / "web"
+FACES = ("/", "/inside", "/training", "/playground")
 # Nothing from elsewhere, nothing inline, no frames around it, no plug-ins; a form of the page sends nothing anywhere.
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "
@@ -38,15 +40,18 @@ def page_headers() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _File:
+    """packed: the content as gzip, made once."""
+
     content: bytes
+    packed: bytes
     kind: str
     etag: str
 
 
 class Pages:
-    """faces: paths that show the page itself, "/" and, later, those of its faces."""
+    """faces: paths that show the page itself; which of its faces comes up, its script reads from the path."""
 
-    def __init__(self, folder: Path = WEB, faces: tuple[str, ...] = ("/",)) -> None:
+    def __init__(self, folder: Path = WEB, faces: tuple[str, ...] = FACES) -> None:
         self._files = {} if not folder.is_dir() else _read(folder)
         self._faces = faces
 
@@ -66,9 +71,12 @@ class Pages:
         file = self._files.get(name)
         if file is None:
             raise ApiError(404, f"no such file of the page: {name!r:.200}")
-        headers = {**page_headers(), "etag": file.etag, "cache-control": "no-cache"}
+        headers = {**page_headers(), "etag": file.etag, "cache-control": "no-cache", "vary": "accept-encoding"}
         if request.headers.get("if-none-match") == file.etag:
             return Response(status_code=304, headers=headers)
+        if "gzip" in request.headers.get("accept-encoding", ""):
+            headers["content-encoding"] = "gzip"
+            return Response(file.packed, headers=headers, media_type=file.kind)
         return Response(file.content, headers=headers, media_type=file.kind)
 
 
@@ -80,5 +88,6 @@ def _read(folder: Path) -> dict[str, _File]:
             content = path.read_bytes()
             kind = TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
             etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-            files[path.relative_to(folder).as_posix()] = _File(content, kind, etag)
+            packed = gzip.compress(content, 9, mtime=0)
+            files[path.relative_to(folder).as_posix()] = _File(content, packed, kind, etag)
     return files

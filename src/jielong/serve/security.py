@@ -17,10 +17,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jielong.serve.errors import ApiError
+from jielong.serve.pages import FACES
 from jielong.serve.settings import LOOPBACK_NAMES, ServeSettings
 
 # The page and its parts hold nothing secret; it asks for the key before it asks the API for anything.
-PUBLIC_PATHS = frozenset({"/", "/health"})
+PUBLIC_PATHS = frozenset({*FACES, "/health"})
 PUBLIC_FOLDER = "/web/"
 METHODS, HEADERS = "GET, POST, OPTIONS", "authorization, content-type, x-api-key"
 """What allowed origins may send."""

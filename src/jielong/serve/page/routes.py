@@ -1,0 +1,99 @@
+"""All that the page asks for, put together for one served model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from jielong import __version__
+from jielong.errors import StorageError
+from jielong.folder import model_hash
+from jielong.plan.count import count_parameters
+from jielong.serve.page.comparisons import Ballots, comparison_routes
+from jielong.serve.page.conversations import conversation_routes
+from jielong.serve.page.history import History
+from jielong.serve.page.inside_routes import inside_routes
+from jielong.serve.page.lens import Lens
+from jielong.serve.page.run_routes import run_routes
+from jielong.serve.page.runs import Runs
+from jielong.serve.page.talk import talk_routes
+from jielong.serve.service import Service
+from jielong.serve.stream import answer
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are. folder: of the model. run: the run folder that it belongs to, None for none.
+
+    history, votes: the files that conversations and votes are kept in.
+    """
+
+    folder: Path
+    run: Path | None
+    history: Path
+    votes: Path
+
+
+def places_of(folder: Path, keep: Path | None = None) -> Places:
+    """The run is RUN for RUN/06-ppo/model. Kept are things in `keep`, else in the run, else beside the model folder."""
+    path = folder.resolve()
+    above = path.parent.parent
+    run = above if path.name == "model" and (above / "recipe.toml").is_file() else None
+    if keep is not None or run is not None:
+        home = keep if keep is not None else above
+        return Places(folder, run, home / "chat.sqlite", home / "votes.jsonl")
+    return Places(folder, None, path.parent / f"{path.name}.chat.sqlite", path.parent / f"{path.name}.votes.jsonl")
+
+
+def open_history(places: Places, notice: Callable[[str], None]) -> History:
+    """The history; one that is forgotten with the server where its file cannot be written, which `notice` is told."""
+    try:
+        return History(places.history)
+    except StorageError as error:
+        notice(f"{error}; conversations are kept until the server stops (--keep DIR keeps them elsewhere)")
+        return History(":memory:")
+
+
+def page_routes(service: Service, places: Places, history: History) -> list[Route]:
+    """Everything under /api/."""
+    weights = cache(partial(model_hash, places.folder))
+    runs = Runs(places.run.parent, places.run.name) if places.run is not None else Runs(None)
+
+    async def about(request: Request) -> Response:
+        return answer({"model": _facts(service, places), "run": runs.current, "version": __version__})
+
+    return [
+        Route("/api/page", about, methods=["GET"]),
+        *conversation_routes(history),
+        *talk_routes(service),
+        *comparison_routes(service, Ballots(history, places.votes, weights)),
+        *inside_routes(Lens(places.folder).use, service.model_name),
+        *run_routes(runs),
+    ]
+
+
+def _facts(service: Service, places: Places) -> dict[str, Any]:
+    """What the page says and offers: chats, False for a base model; role, True where a persona is served; odds, whether
+    chances of tokens are given. Raises ApiError 503 while the model is loading.
+    """
+    loaded, persona = service.engine.ready(), service.settings.persona
+    config = loaded.config
+    both = config.encoder_layers > 0 and config.decoder_layers > 0
+    return {
+        "id": service.model_name,
+        "name": service.model_name,
+        "folder": str(places.folder),
+        "parameters": sum(count_parameters(config).values()),
+        "context": config.max_length,
+        "kind": "encoder-decoder" if both else "decoder" if config.decoder_layers else "encoder",
+        "chats": loaded.tokenizer.form is not None,
+        "role": persona is not None,
+        "odds": persona is None or not persona.guard,
+    }

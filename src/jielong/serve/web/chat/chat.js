@@ -1,0 +1,350 @@
+/** The chat: a conversation that is kept, streamed, branched, looked into and compared. */
+import { announce, el } from '../shell/dom.js';
+import { getJson, request, send, trouble } from '../shell/api.js';
+import { say } from '../shell/words.js';
+import { answer, beyondSight, chatBody, NUM_TOP, prefixToken } from './answers.js';
+import { ballot, compare } from './compare.js';
+import { Composer } from './composer.js';
+import { ROLES, Settings } from './settings.js';
+import { Sidebar } from './sidebar.js';
+import { noteText, Thread } from './thread.js';
+import { TokenCard } from './tokens.js';
+import { newId, spoken, Tree } from './tree.js';
+
+export async function mount(host, app) {
+  const chat = new Chat(host, app);
+  await chat.begin();
+  return { show: () => chat.look(), hide: () => chat.card.close() };
+}
+
+class Chat {
+  constructor(host, app) {
+    this.host = host;
+    this.app = app;
+    this.conversation = null; // {id, title, system}; null before the first message
+    this.tree = new Tree();
+    this.leaf = '';
+    this.running = null; // AbortController of the answer that is being written
+    this.comparing = false;
+  }
+
+  async begin() {
+    let page;
+    try {
+      page = await this.app.about();
+    } catch (error) {
+      this.host.replaceChildren(trouble(error, () => { this.host.replaceChildren(); this.begin(); }));
+      return;
+    }
+    this.model = page.model;
+    this.sidebar = new Sidebar({
+      open: (id) => this.open(id), fresh: () => this.fresh(), changed: () => this.refresh(),
+      gone: (id) => { if (this.conversation?.id === id) this.fresh(); this.refresh(); },
+    });
+    this.settings = new Settings({ model: this.model, onRole: (system) => this.role(system) });
+    this.thread = new Thread({
+      again: (message) => this.again(message), edit: (message, text) => this.ask(text, message.parent),
+      turn: (id) => this.turn(id), inspect: (message) => this.inspect(message), spansOf: (message) => this.spansOf(message),
+    });
+    this.card = new TokenCard(this.thread.host, {
+      spansOf: (node) => this.spansAt(node.closest('.message')),
+      onBranch: (...where) => this.branch(...where),
+    });
+    this.build();
+    await this.refresh();
+    const wanted = location.hash.slice(1);
+    if (/^[0-9a-f]{8,}$/.test(wanted)) await this.open(wanted); else this.fresh(false);
+    addEventListener('focus', () => this.look());
+    addEventListener('server-back', () => this.look());
+    addEventListener('keydown', (event) => { if (event.key === 'Escape' && this.running && !this.host.hidden) this.stop(); });
+    addEventListener('hashchange', () => { const id = location.hash.slice(1); if (!this.host.hidden && id && id !== this.conversation?.id) this.open(id); });
+  }
+
+  build() {
+    this.composer = new Composer({ model: this.model, settings: this.settings, sidebar: this.sidebar, acts: {
+      submit: (text) => this.submit(text), stop: () => this.stop(), colours: (on) => this.thread.setColours(on), compare: (on) => { this.comparing = on; },
+    } });
+    this.welcome = el('div', { class: 'welcome' });
+    this.host.append(this.sidebar.host, this.sidebar.scrim,
+      el('section', { class: 'middle', tLabel: 'chat' }, el('h1', { class: 'sr', t: 'chat' }), this.thread.host, this.welcome, this.composer.host),
+      this.settings.host);
+    if (!this.model.chats) this.welcome.append(el('p', { class: 'trouble', t: 'baseModel' }));
+  }
+
+  /** The list of conversations, anew. */
+  async refresh() {
+    try {
+      const { conversations } = await getJson('/api/conversations');
+      this.sidebar.show(conversations, this.conversation?.id);
+    } catch { /* the banner says it */ }
+  }
+
+  /** What another window added to this conversation. */
+  async look() {
+    if (this.running || !this.conversation) return;
+    await this.refresh();
+    try {
+      const found = await getJson(`/api/conversations/${this.conversation.id}`);
+      if (this.running || found.messages.length === this.tree.messages.size) return;
+      const atEnd = this.tree.leafUnder(this.leaf || '') === this.leaf;
+      for (const message of found.messages) this.tree.add(message);
+      if (atEnd) this.leaf = found.leaf;
+      this.draw();
+    } catch (error) {
+      if (error.status === 404) this.fresh();
+    }
+  }
+
+  fresh(focus = true) {
+    this.stop();
+    this.conversation = null;
+    this.tree = new Tree();
+    this.leaf = '';
+    if (location.hash) history.replaceState(null, '', '/');
+    this.draw();
+    this.sidebar.show(this.sidebar.items, null);
+    if (focus || !matchMedia('(pointer: coarse)').matches) this.composer.focus();
+  }
+
+  async open(id) {
+    this.stop();
+    try {
+      const { messages, ...conversation } = await getJson(`/api/conversations/${id}`);
+      this.conversation = conversation;
+      this.tree = new Tree(messages);
+      this.leaf = this.tree.messages.has(conversation.leaf) ? conversation.leaf : messages.at(-1)?.id ?? '';
+      history.replaceState(null, '', `/#${id}`);
+      this.settings.show(conversation.system);
+      this.draw();
+      this.sidebar.show(this.sidebar.items, id);
+    } catch (error) {
+      this.fresh();
+      if (error.status === 404) announce(error.message);
+    }
+  }
+
+  draw(forgotten = 0) {
+    const path = this.tree.path(this.leaf);
+    this.welcome.hidden = path.length > 0;
+    this.thread.host.hidden = !path.length;
+    this.thread.show(path, this.tree, this.conversation?.system ?? '', forgotten);
+    if (!path.length && this.model.chats) this.greet();
+    if (this.thread.colours) this.thread.setColours(true);
+  }
+
+  greet() {
+    const role = Object.values(ROLES).find(({ system }) => system === this.settings.system.value) ?? ROLES.assistant;
+    this.welcome.replaceChildren(el('h2', { t: 'greeting' }), el('p', { class: 'mute', t: ['greetingWhy', this.model.name] }),
+      el('div', { class: 'starters' }, role.starters.map((text) => el('button', { type: 'button', on: { click: () => this.ask(text, this.leaf) } }, text))));
+  }
+
+  /** A new system message: of this conversation when nothing was said in it yet, else of a new one. */
+  async role(system) {
+    this.settings.show(system);
+    if (this.tree.messages.size) this.fresh();
+    this.greet();
+  }
+
+  submit(text) {
+    if (this.running || !this.model.chats) return;
+    this.composer.take();
+    this.ask(text, this.leaf);
+  }
+
+  stop() {
+    this.running?.abort();
+  }
+
+  turn(id) {
+    this.leaf = this.tree.leafUnder(id);
+    this.draw();
+    this.keepLeaf();
+  }
+
+  async keepLeaf() {
+    try {
+      await send('PATCH', `/api/conversations/${this.conversation.id}`, { leaf: this.leaf });
+    } catch { /* only which branch is shown next time */ }
+  }
+
+  /** A question under `parent`, and its answer. */
+  async ask(text, parent) {
+    if (this.running) return;
+    this.running = new AbortController(); // at once: a second press of Enter sends nothing
+    try {
+      if (!this.conversation) await this.create(text);
+      await this.keep({ id: newId(), parent, role: 'user', content: text, note: {}, spans: null });
+      this.draw();
+    } catch (error) {
+      this.running = null;
+      if (!this.tree.messages.size) this.conversation = null;
+      this.composer.put(text);
+      this.welcome.hidden = true;
+      this.thread.host.hidden = false;
+      this.thread.fail(error, () => this.composer.submit());
+      return;
+    }
+    await this.reply(this.leaf);
+  }
+
+  async create(text) {
+    const title = text.replace(/\s+/g, ' ').slice(0, 60);
+    const system = this.settings.system.value.trim() ? this.settings.system.value : '';
+    this.conversation = { id: newId(), title, system };
+    await send('POST', '/api/conversations', { id: this.conversation.id, title, system });
+    history.replaceState(null, '', `/#${this.conversation.id}`);
+    this.refresh();
+  }
+
+  /** Writes a message to the server and into the tree. */
+  async keep(message) {
+    const { spans, ...record } = message;
+    await send('POST', `/api/conversations/${this.conversation.id}/messages`, { ...record, tokens: spans ?? null });
+    this.tree.add(message);
+    this.leaf = message.id;
+  }
+
+  again(message) {
+    if (this.running) return;
+    this.running = new AbortController();
+    this.leaf = message.parent;
+    this.draw();
+    this.reply(message.parent);
+  }
+
+  /**
+   * An answer under the question `parent`. begun: spans that it begins with, when it branches off another answer.
+   * The oldest turns are left out where the model's context is too small for all; a line says so.
+   */
+  async reply(parent, begun = []) {
+    const controller = this.running;
+    this.composer.busy(true);
+    const path = this.tree.path(parent);
+    const sampling = this.settings.sampling();
+    try {
+      const unseen = beyondSight(path, this.model.context);
+      const messages = spoken(path.slice(unseen), this.conversation.system);
+      const fit = await send('POST', '/api/fit', { messages, max_tokens: sampling.max_tokens }, { signal: controller.signal });
+      const dropped = unseen + fit.dropped;
+      if (dropped) this.draw(dropped);
+      const kept = spoken(path.slice(dropped), this.conversation.system);
+      if (this.comparing && !begun.length) await this.replyTwice(parent, kept, sampling, controller);
+      else await this.replyOnce(parent, kept, sampling, controller, begun);
+    } catch (error) {
+      if (error.name !== 'AbortError') this.thread.fail(error, () => { if (!this.running) { this.running = new AbortController(); this.reply(parent, begun); } });
+    } finally {
+      if (this.running === controller) { this.running = null; this.composer.busy(false); }
+      this.refresh();
+    }
+  }
+
+  async replyOnce(parent, messages, sampling, controller, begun) {
+    const { conversation } = this;
+    const written = this.thread.begin();
+    const began = performance.now();
+    let first = 0;
+    const piece = (span) => {
+      first ||= performance.now();
+      written.spans.push(span);
+      written.markdown.push(span[0]);
+      const count = numTokens(written.spans) - numTokens(begun);
+      const seconds = (performance.now() - first) / 1000;
+      if (count % 8 === 1) written.note(noteText({ model: this.model.name, tokens: count, speed: seconds > 0.05 ? (count - 1) / seconds : 0 }));
+    };
+    for (const span of begun) { written.spans.push(span); written.markdown.push(span[0]); }
+    const asked = begun.length
+      ? { path: '/api/branches', body: { messages, prefix: begun.flatMap(([, entries]) => entries.map(prefixToken)), logprobs: true, top_logprobs: NUM_TOP, ...sampling } }
+      : { path: '/v1/chat/completions', body: chatBody(messages, sampling, this.model) };
+    try {
+      const { finish, usage } = await answer(asked, { piece }, controller.signal);
+      const seconds = (performance.now() - (first || began)) / 1000;
+      const tokens = usage?.completion_tokens ?? numTokens(written.spans) - numTokens(begun);
+      const note = { model: this.model.name, tokens, speed: Math.round(10 * Math.max(tokens - 1, 0) / Math.max(seconds, 1e-3)) / 10, finish, seed: sampling.seed, temperature: sampling.temperature };
+      written.markdown.flush();
+      await this.settle(conversation, { id: newId(), parent, role: 'assistant', content: written.spans.map(([text]) => text).join(''), note, spans: written.spans });
+    } finally {
+      written.node.remove();
+    }
+  }
+
+  /** An answer that is done: kept, and drawn if its conversation is still the one that is shown. */
+  async settle(conversation, message) {
+    if (this.conversation === conversation) {
+      await this.keep(message);
+      const pinned = this.thread.pinned;
+      const { scrollTop } = this.thread.host;
+      this.draw();
+      if (!pinned) this.thread.host.scrollTop = scrollTop;
+      announce(say('answerDone', message.content.slice(0, 300)));
+    } else if (conversation && message.content) {
+      const { spans, ...record } = message;
+      await request(`/api/conversations/${conversation.id}/messages`, { method: 'POST', body: { ...record, tokens: spans } });
+    }
+  }
+
+  async replyTwice(parent, messages, sampling, controller) {
+    const { conversation } = this;
+    const box = el('article', { class: 'message comparison' }, el('h3', { class: 'sr', t: 'compare' }));
+    this.thread.log.append(box);
+    this.thread.pinned = true;
+    this.thread.toEnd();
+    const watch = new ResizeObserver(() => this.thread.toEnd());
+    watch.observe(box);
+    const { seed, ...rest } = sampling;
+    const found = await compare(box, { messages, ...rest }, controller.signal).catch((error) => { box.remove(); throw error; });
+    watch.disconnect();
+    if (!found) { box.append(el('p', { class: 'mute small', t: 'cutShort' })); return; }
+    ballot(box, found, async ({ choice, answers }) => {
+      const order = choice === 'a' ? [1, 0] : [0, 1]; // the better one last, so that it is the branch that is shown
+      if (this.conversation !== conversation) return;
+      const next = async () => {
+        for (const side of order) {
+          await this.keep({ id: newId(), parent, role: 'assistant', content: found.replies[side], note: { model: answers[side].model, temperature: answers[side].sampling.temperature }, spans: null });
+        }
+        this.draw();
+        this.composer.focus();
+      };
+      box.querySelector('.ballot').append(el('button', { type: 'button', class: 'primary', t: 'goOn', on: { click: next } }));
+      box.querySelector('.ballot .primary').focus();
+      this.thread.toEnd();
+    });
+    this.thread.toEnd();
+  }
+
+  /** Another answer from a token on: what was said before it, then the alternative, then what the model makes of it. */
+  async branch(node, index, place, [token, logprob, bytes]) {
+    const message = this.tree.messages.get(node.closest('.message').dataset.id);
+    if (this.running || !message) return;
+    this.running = new AbortController();
+    const spans = await this.spansOf(message);
+    const [, entries] = spans[index];
+    const chosen = [token, logprob, entries[place][2], null, ...(bytes ? [bytes] : [])];
+    const begun = [...spans.slice(0, index), [bytes ? '' : token, [...entries.slice(0, place), chosen]]];
+    this.leaf = message.parent;
+    this.draw();
+    this.reply(message.parent, begun);
+  }
+
+  /** The tokens of the answer drawn in a node, also while it is being written. */
+  async spansAt(node) {
+    if (node && node === this.thread.writing?.node) return this.thread.writing.spans;
+    return this.spansOf(this.tree.messages.get(node?.dataset.id));
+  }
+
+  /** The tokens of an answer, from the server when they are not here yet. */
+  async spansOf(message) {
+    if (!message || message.role !== 'assistant') return null;
+    if (message.spans === undefined) {
+      const { tokens } = await getJson(`/api/conversations/${this.conversation.id}/messages/${message.id}/tokens`);
+      message.spans = tokens;
+    }
+    return message.spans;
+  }
+
+  inspect(message) {
+    this.app.inspect = { messages: spoken(this.tree.path(message.id), this.conversation.system) };
+    this.app.open('inside');
+  }
+}
+
+const numTokens = (spans) => spans.reduce((sum, [, entries]) => sum + Math.max(1, entries.length), 0);

@@ -1,0 +1,76 @@
+/**
+ * Two answers side by side. Which model gave which is told after the vote; the server decides the sides, signs what it
+ * served, and takes one vote on it.
+ */
+import { el } from '../shell/dom.js';
+import { send, stream } from '../shell/api.js';
+import { say } from '../shell/words.js';
+import { Markdown } from '../markdown/render.js';
+
+const CHOICES = ['a', 'b', 'tie', 'both_bad'];
+
+/**
+ * Streams two answers into `host`.
+ * @returns {Promise<null | {id: string, replies: string[]}>} what can be voted on; null when it was stopped
+ */
+export async function compare(host, body, signal) {
+  const sides = {};
+  host.append(el('div', { class: 'sides' }, ['a', 'b'].map((name) => {
+    const into = el('div', { class: 'body', dir: 'auto' });
+    sides[name] = { markdown: new Markdown(into), text: '' };
+    sides[name].node = el('section', { class: 'side', 'aria-busy': 'true', tLabel: `answer_${name}` },
+      el('h3', {}, el('b', {}, name.toUpperCase()), el('span', { class: 'who mute small' })), into);
+    return sides[name].node;
+  })));
+  let id = null;
+  try {
+    for await (const event of stream('/api/comparisons', body, signal)) {
+      const side = sides[event.side];
+      if (side && event.text) { side.text += event.text; side.markdown.push(event.text); }
+      if (side && event.finish) side.node.removeAttribute('aria-busy');
+      if (event.id) id = event.id;
+    }
+  } catch (error) {
+    if (error.name !== 'AbortError') throw error;
+  } finally {
+    for (const { markdown, node } of Object.values(sides)) { markdown.flush(); node.removeAttribute('aria-busy'); }
+  }
+  return id && { id, replies: ['a', 'b'].map((name) => sides[name].text) };
+}
+
+/**
+ * The buttons under two answers. onVote({choice, answers}) once the server has taken the vote: answers tell what wrote
+ * each side.
+ */
+export function ballot(host, { id, replies }, onVote) {
+  const better = el('textarea', { rows: 3, tHint: 'betterHint', tLabel: 'betterAnswer' });
+  const own = el('details', { class: 'better' }, el('summary', { t: 'betterAnswer' }), better);
+  const start = (name) => { better.value = replies[CHOICES.indexOf(name)]; };
+  own.addEventListener('toggle', () => { if (own.open && !better.value) start('a'); });
+  const said = el('p', { class: 'mute small', role: 'status' });
+  const buttons = CHOICES.map((choice) => el('button', { type: 'button', t: `vote_${choice}`, data: { choice }, on: { click: () => vote(choice) } }));
+  const box = el('div', { class: 'ballot' }, el('div', { class: 'row' }, buttons), own, said);
+  host.append(box);
+  async function vote(choice) {
+    for (const button of buttons) button.disabled = true;
+    const edited = own.open && better.value.trim() && !replies.includes(better.value) ? better.value : null;
+    try {
+      const { answers } = await send('POST', '/api/votes', { id, choice, edited });
+      box.querySelector(`[data-choice="${choice}"]`).classList.add('chosen');
+      own.remove();
+      said.textContent = say('voted');
+      host.querySelectorAll('.who').forEach((who, place) => { who.textContent = whoText(answers[place]); });
+      host.querySelectorAll('.side').forEach((side, place) => side.classList.toggle('won', CHOICES[place] === choice));
+      onVote({ choice, answers });
+    } catch (error) {
+      said.textContent = error.status === 409 ? say('votedBefore') : error.message;
+      if (![409, 403, 404].includes(error.status)) for (const button of buttons) button.disabled = false;
+    }
+  }
+  return box;
+}
+
+/** "ppo · T 0.7": what wrote an answer. */
+function whoText({ model, sampling }) {
+  return `${model} · T ${sampling.temperature}`;
+}

@@ -1,0 +1,98 @@
+/** Look inside: any text, or the chat, as the model reads it. */
+import { el, iconButton } from '../shell/dom.js';
+import { request, send, trouble } from '../shell/api.js';
+import { say } from '../shell/words.js';
+import { AttentionView } from './attention_view.js';
+import { LensView } from './lens_view.js';
+import { parseMaps } from './maps.js';
+import { StepsView } from './steps_view.js';
+import { NeighboursView, ParametersView, PositionsView } from './vectors_view.js';
+
+const EXAMPLES = ['On Sunday Noor eats rice. Noor is a', 'The animal did not cross the street because it was too tired.', '68-23 = ', '请接龙：大学'];
+
+export async function mount(host, app) {
+  const face = new Inside(host, app);
+  await face.begin();
+  return { show: () => face.shown() };
+}
+
+class Inside {
+  constructor(host, app) {
+    this.host = host;
+    this.app = app;
+    this.asked = 0;
+  }
+
+  async begin() {
+    let page;
+    try {
+      page = await this.app.about();
+    } catch (error) {
+      this.host.replaceChildren(trouble(error, () => { this.host.replaceChildren(); this.begin(); }));
+      return;
+    }
+    this.model = page.model;
+    const hash = new URLSearchParams(location.hash.slice(1));
+    this.text = el('textarea', { rows: 2, tLabel: 'textToLook', tHint: 'textToLook', value: hash.get('text') ?? EXAMPLES[0], on: {
+      keydown: (event) => { if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) { event.preventDefault(); this.look(); } } } });
+    this.target = el('textarea', { rows: 2, tLabel: 'targetToLook', tHint: 'targetToLook', value: hash.get('target') ?? '', hidden: this.model.kind !== 'encoder-decoder' });
+    this.note = el('p', { class: 'mute small', role: 'status' });
+    this.where = el('p', { class: 'fromchat small', hidden: true }, el('span', { t: 'fromChat' }), iconButton('close', 'ownText', () => { this.messages = null; this.look(); }));
+    this.neighbours = new NeighboursView();
+    this.steps = new StepsView((id) => this.nearest(id));
+    this.attention = new AttentionView();
+    this.lens = new LensView();
+    this.positions = new PositionsView();
+    this.parameters = new ParametersView();
+    this.trouble = el('div');
+    const form = el('form', { class: 'card ask', on: { submit: (event) => { event.preventDefault(); this.messages = null; this.look(); } } },
+      el('div', { class: 'asked' }, this.text, this.target, el('button', { class: 'primary', t: 'look' })), this.where,
+      el('div', { class: 'row examples' }, EXAMPLES.map((text) => el('button', { type: 'button', class: 'small', on: { click: () => { this.text.value = text; this.messages = null; this.look(); } } }, text))), this.note);
+    this.host.append(el('div', { class: 'page' }, el('h1', { class: 'sr', t: 'inside' }), form, this.trouble, this.steps.host, this.attention.host, this.lens.host,
+      el('div', { class: 'two' }, this.neighbours.host, this.positions.host), this.parameters.host, el('p', { class: 'mute small caution', t: 'caution' })));
+    await this.shown(true);
+    await Promise.all([this.positions.load(), this.parameters.load()]).catch((error) => this.trouble.replaceChildren(trouble(error)));
+  }
+
+  /** Comes into sight: perhaps with a conversation from the chat. */
+  async shown(first = false) {
+    const { inspect } = this.app;
+    this.app.inspect = null;
+    if (inspect) this.messages = inspect.messages;
+    if (inspect || first) await this.look();
+  }
+
+  async look() {
+    const asked = ++this.asked;
+    this.where.hidden = !this.messages;
+    if (!this.messages) history.replaceState(null, '', `/inside#${new URLSearchParams({ text: this.text.value, ...(this.target.value ? { target: this.target.value } : {}) })}`);
+    const body = this.messages ? { messages: this.messages } : { text: this.text.value, target: this.target.value };
+    this.host.setAttribute('aria-busy', 'true');
+    try {
+      const maps = parseMaps(await (await request('/api/inside/attention', { method: 'POST', body })).arrayBuffer());
+      if (asked !== this.asked) return;
+      this.trouble.replaceChildren();
+      this.attention.set(maps.kinds);
+      this.note.textContent = '';
+      if (maps.cut) this.note.replaceChildren(el('span', { t: ['cutAt', maps.kinds[0].queries.length] }));
+      const decoder = this.model.kind === 'decoder';
+      this.steps.host.hidden = !decoder;
+      if (decoder) {
+        const [lens, steps] = await Promise.all([send('POST', '/api/inside/lens', body), send('POST', '/api/inside/steps', body)]);
+        if (asked !== this.asked) return;
+        this.lens.set(lens);
+        this.steps.set(steps);
+        await this.neighbours.show(steps.ids.at(-2) ?? steps.ids[0]);
+      } else this.lens.refuse(say('noLens'));
+    } catch (error) {
+      if (asked === this.asked) this.trouble.replaceChildren(trouble(error, () => this.look()));
+    } finally {
+      if (asked === this.asked) this.host.removeAttribute('aria-busy');
+    }
+  }
+
+  async nearest(id) {
+    await this.neighbours.show(id);
+    this.neighbours.host.scrollIntoView({ block: 'nearest', behavior: 'smooth' });
+  }
+}

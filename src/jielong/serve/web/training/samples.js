@@ -1,0 +1,42 @@
+/** What the models said on the way: a slider from the first to the last. */
+import { el } from '../shell/dom.js';
+import { getJson } from '../shell/api.js';
+
+const FEW = 12;
+const ORDER = ['base', 'sft', 'best_of_n', 'dpo', 'grpo', 'ppo'];
+
+export class Samples {
+  constructor() {
+    this.slider = el('input', { type: 'range', min: 0, step: 1, tLabel: 'samplesSlider', on: { input: () => this.draw() } });
+    this.marks = el('div', { class: 'marks small', 'aria-hidden': 'true' });
+    this.list = el('div', { class: 'answers', 'aria-live': 'polite' });
+    this.host = el('section', { class: 'card samples', hidden: true }, el('header', {}, el('h2', { t: 'samples' })), el('p', { class: 'mute small', t: 'samplesWhy' }),
+      el('div', { class: 'slider' }, this.slider, this.marks), this.list, this.more = el('button', { type: 'button', t: 'showAll', on: { click: () => { this.all = true; this.draw(); } } }));
+  }
+
+  async load(run) {
+    const { stages } = await getJson(`/api/runs/${encodeURIComponent(run)}/samples`);
+    const models = (samples) => ORDER.filter((model) => samples.some((sample) => sample[model] !== undefined));
+    // The stage that asked most models; of these the last.
+    const best = stages.reduce((found, stage) => (found && models(found.samples).length > models(stage.samples).length ? found : stage), null);
+    this.host.hidden = !best;
+    if (!best) return;
+    this.samples = best.samples;
+    this.all = false;
+    this.models = models(best.samples);
+    this.slider.max = this.models.length - 1;
+    this.slider.value = this.models.length - 1;
+    this.slider.hidden = this.models.length < 2;
+    this.marks.replaceChildren(...this.models.map((model) => el('span', {}, model)));
+    this.draw();
+  }
+
+  draw() {
+    const model = this.models[this.slider.value];
+    this.more.hidden = this.all || this.samples.length <= FEW;
+    [...this.marks.children].forEach((mark, place) => mark.classList.toggle('now', place === Number(this.slider.value)));
+    this.slider.setAttribute('aria-valuetext', model);
+    this.list.replaceChildren(...(this.all ? this.samples : this.samples.slice(0, FEW)).map((sample) => el('article', {}, sample.skill ? el('small', { class: 'mute' }, sample.skill.replaceAll('_', ' ')) : null,
+      el('p', { class: 'prompt' }, sample.prompt), el('p', { class: 'said' }, sample[model] || '∅'))));
+  }
+}

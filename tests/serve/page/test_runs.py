@@ -1,0 +1,124 @@
+"""Run folders as the page watches them: while they grow, when they are resumed, when they are gone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from jielong.serve.page.runs import MOST_LINES, Runs, metrics_since
+
+from .conftest import write_run
+
+
+def lines(path: Path, first: int, last: int) -> None:
+    with path.open("a") as file:
+        for step in range(first, last + 1):
+            record: dict[str, object] = {"step": step, "loss_nats": 10 / step, "kind": "text", "bad": None, "on": True}
+            if step % 100 == 0:
+                record["heldout_loss_nats"] = 11 / step
+            file.write(json.dumps(record) + "\n")
+
+
+def test_stages_and_their_states(tmp_path: Path) -> None:
+    write_run(tmp_path / "one")
+    write_run(tmp_path / "two")
+    (tmp_path / "no run").mkdir()
+    found = Runs(tmp_path, "two").listed()
+    assert [run["name"] for run in found] == ["two", "one"] and [run["current"] for run in found] == [True, False]
+    states = {stage["name"]: stage["state"] for stage in found[0]["stages"]}
+    assert states == {"pretrain": "done", "sft": "done", "ppo": "running", "evaluate": "waiting"}
+    assert found[0]["stages"][0]["seconds"] == 75.0 and found[0]["stages"][0]["rules"][0]["passed"] is True
+    assert Runs(None).listed() == [] and Runs(tmp_path / "gone").listed() == []
+
+
+def test_a_stage_that_has_long_been_quiet_is_stopped(tmp_path: Path) -> None:
+    import os
+
+    write_run(tmp_path / "one")
+    old = time.time() - 3600
+    for path in (tmp_path / "one" / "03-ppo").iterdir():
+        os.utime(path, (old, old))
+    stages = Runs(tmp_path).listed()[0]["stages"]
+    assert [stage["state"] for stage in stages] == ["done", "done", "stopped", "waiting"]
+
+
+def test_names_lead_nowhere_else(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "one")
+    write_run(tmp_path / "secret")
+    runs = Runs(tmp_path / "runs", "one")
+    assert runs.folder("one") == tmp_path / "runs" / "one"
+    assert [runs.folder(name) for name in ("../secret", "..", "", ".", "/etc", "one/..")] == [None] * 6
+
+
+def test_a_growing_file_is_told_piece_by_piece(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines(path, 1, 150)
+    first = metrics_since(path, 0)
+    assert first["columns"]["loss_nats"] == [list(range(1, 151)), [round(10 / s, 6) for s in range(1, 151)]]
+    assert first["columns"]["heldout_loss_nats"] == [[100], [0.11]] and set(first["columns"]) == {
+        "loss_nats", "heldout_loss_nats",
+    }  # fmt: skip
+    with path.open("a") as file:
+        file.write('{"step": 151, "loss_na')  # half a line
+    assert metrics_since(path, first["cursor"]) == {**first, "columns": {}}
+    with path.open("a") as file:
+        file.write('ts": 0.5}\nrubbish\n{"step": 152, "loss_nats": NaN}\n')
+    then = metrics_since(path, first["cursor"])
+    assert then["columns"] == {"loss_nats": [[151], [0.5]]} and not then["anew"]
+    assert metrics_since(path, then["cursor"])["columns"] == {}
+
+
+def test_a_resumed_run_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines(path, 1, 50)
+    cursor = metrics_since(path, 0)["cursor"]
+    path.unlink()
+    lines(path, 1, 20)
+    found = metrics_since(path, cursor)
+    assert found["anew"] and found["columns"]["loss_nats"][0] == list(range(1, 21))
+
+
+def test_a_long_file_is_sampled_evenly_with_what_is_rare(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines(path, 1, 60_000)
+    found = metrics_since(path, 0)
+    steps = found["columns"]["loss_nats"][0]
+    assert found["sampled"] and MOST_LINES * 0.9 < len(steps) < MOST_LINES + 700
+    assert steps[0] == 1 and steps[-1] == 60_000 and max(b - a for a, b in zip(steps, steps[1:], strict=False)) < 40
+    assert found["columns"]["heldout_loss_nats"][0] == list(range(100, 60_001, 100))
+    assert metrics_since(path, found["cursor"])["columns"] == {}
+
+
+def test_the_routes(client: httpx2.Client) -> None:
+    assert [run["name"] for run in client.get("/api/runs").json()["runs"]] == ["quick"]
+    first = client.get("/api/runs/quick/metrics/pretrain?since=0").json()
+    assert len(first["columns"]["loss_nats"][0]) == 30
+    assert client.get(f"/api/runs/quick/metrics/pretrain?since={first['cursor']}").json()["columns"] == {}
+    assert client.get("/api/runs/quick/metrics/evaluate").json()["columns"] == {}
+    assert [stage["stage"] for stage in client.get("/api/runs/quick/samples").json()["stages"]] == ["sft"]
+    report = client.get("/api/runs/quick/report")
+    assert "the report" in report.text and "script" not in report.headers["content-security-policy"]
+    for wrong in ("-1", "x", "1e3", "9" * 30):
+        assert client.get(f"/api/runs/quick/metrics/pretrain?since={wrong}").status_code == 400
+    for path in ("nothing/samples", "..%2f..%2fetc/report", "%2e%2e/metrics/pretrain"):
+        assert client.get(f"/api/runs/{path}").status_code == 404
+
+
+def test_a_run_that_is_removed_while_it_is_shown(client: httpx2.Client, site: object, tmp_path: Path) -> None:
+    root = site.places.run.parent  # type: ignore[attr-defined]
+    write_run(root / "short-lived")
+    assert client.get("/api/runs/short-lived/metrics/sft").status_code == 200
+    shutil.rmtree(root / "short-lived")
+    assert client.get("/api/runs/short-lived/metrics/sft").status_code == 404
+    assert [run["name"] for run in client.get("/api/runs").json()["runs"]] == ["quick"]
+
+
+@pytest.mark.parametrize("content", ["", "\n", "[]", '{"step": "one"}\n', "\x00\xff" * 50])
+def test_what_is_no_metrics_is_no_trouble(tmp_path: Path, content: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(content)
+    assert metrics_since(tmp_path / "metrics.jsonl", 0)["columns"] == {}
