@@ -22,7 +22,7 @@ from jielong.recipe.settings import (
     SourceSettings,
     WorldSettings,
 )
-from jielong.recipe.shape import Shape, TranslatorSettings
+from jielong.recipe.shape import ModelSettings, Shape, TranslatorSettings
 from jielong.report.page import HIGHLIGHTS
 from jielong.search.study import load_study, override, recipe_path
 
@@ -43,7 +43,7 @@ TABLES: dict[str, type[Settings]] = {
     "[data.sources.NAME]": SourceSettings,
     "Training": Optimisation,
     "Learning from rewards": PolicySettings,
-    "[STAGE.model]": Shape,
+    "[STAGE.model]": ModelSettings,
     "[translate.model]": TranslatorSettings,
     "[STAGE.lora]": LoraSettings,
     **{f"[{kind}]": settings for kind, settings in STAGE_SETTINGS.items()},
@@ -77,8 +77,9 @@ ROWS = recipe_rows()
 
 def own_fields(settings: type[Settings]) -> dict[str, Any]:
     """The fields of a table, but for those that all training stages share: they are explained once."""
-    all_bases = (Learning, Optimisation, PolicySettings, Shape)
+    all_bases = (Learning, Optimisation, PolicySettings)
     bases = [base for base in all_bases if issubclass(settings, base) and settings not in all_bases]
+    bases += [ModelSettings] if issubclass(settings, Shape) and settings is not ModelSettings else []
     shared = {name for base in bases for name in base.model_fields}
     return {name: field for name, field in settings.model_fields.items() if name not in shared}
 
@@ -148,7 +149,7 @@ def test_whole_recipes_parse(tmp_path: Path) -> None:
             assert parse_recipe(tmp_path / "mine.toml").stages
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("s[ce]a*-*.toml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "studies").glob("*.toml")), ids=lambda path: path.name)
 def test_shipped_studies_name_recipes_that_take_their_settings(path: Path) -> None:
     (kind,) = {"search", "scaling"} & set(tomllib.loads(text_of(path)))
     study = load_study(path, kind)

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from jielong.plan.scaling import Point, ScalingLaw
 
 SEARCH_EXAMPLES = (
-    "Examples:  jielong search recipes/search-rates.toml  ·  jielong search recipes/search-rates.toml --trials 30"
+    "Examples:  jielong search recipes/studies/search-rates.toml  ·  jielong search recipes/studies/search-rates.toml --trials 30"
 )
 SCALING_EXAMPLES = (
-    "Examples:  jielong scaling recipes/scaling-ladder.toml  ·  jielong scaling runs/a runs/b runs/c --figure "
-    "heldout_bits_per_byte  ·  jielong scaling recipes/scaling-ladder.toml --flops 1e18"
+    "Examples:  jielong scaling recipes/studies/scaling-ladder.toml  ·  jielong scaling runs/a runs/b runs/c --figure "
+    "heldout_bits_per_byte  ·  jielong scaling recipes/studies/scaling-ladder.toml --flops 1e18"
 )
 OutOption = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of all runs; runs/NAME when left out.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print figures as JSON on stdout.")]
