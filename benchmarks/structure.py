@@ -1,6 +1,6 @@
 """The structure lab: from encoder-decoder to decoder-only, one switch at a time, on the same pairs.
 
-    python benchmarks/structure.py --out runs/structure [--seeds 3] [--steps 150] [--threads 1]
+    python benchmarks/structure.py --out runs/structure [--seeds 3] [--steps 250] [--threads 1]
 
 Two sets of generated pairs: letters to be sorted, and English phrases of the built-in world with their Chinese, where
 the unseen ones hold a pair of words that no training phrase has. Every model sees the same batches. Two budgets: the
@@ -261,20 +261,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for records.jsonl, turns.json, structure.png")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--batch-rows", type=int, default=32)
-    parser.add_argument("--pairs", type=int, default=20000)
-    parser.add_argument("--heldout", type=int, default=250)
-    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--batch-rows", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=8000)
+    parser.add_argument("--heldout", type=int, default=200)
+    parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--layers", type=int, default=2, help="of each stack of the encoder-decoder")
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--turn-tokens", type=int, default=96, help="a question and the reply before it")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int)
     options = parser.parse_args(arguments)
     runtime = detect("cpu", "float32", options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    by_turn, records = turns(options, runtime), lab(options)
+    records, by_turn = lab(options), turns(options, runtime)
     (options.out / "turns.json").write_text(json.dumps(by_turn, indent=1) + "\n", encoding="utf-8")
     draw(records, by_turn, list(CHAIN), options.out / "structure.png")
     header = ["pairs", "budget", "structure", "parameters", "exact on unseen (range)", "loss, nats", "seconds"]

@@ -18,7 +18,9 @@ def draw(
 ) -> None:
     """One panel a task with a dot a seed, and one panel of milliseconds by turn."""
     tasks = list(dict.fromkeys(str(record["task"]) for record in records))
-    figure, panels = plt.subplots(1, len(tasks) + 1, figsize=(4.6 * (len(tasks) + 1), 3.6), layout="constrained")
+    size = (4.6 * (len(tasks) + 1), 3.6)
+    figure, grid = plt.subplots(1, len(tasks) + 1, figsize=size, layout="constrained", squeeze=False)
+    panels = grid[0]
     for panel, task in zip(panels, tasks, strict=False):
         for offset, budget in ((-0.1, "depth"), (0.1, "parameters")):
             found = [one for one in records if one["task"] == task and one["budget"] == budget]

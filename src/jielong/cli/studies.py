@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from jielong.plan.scaling import Point, ScalingLaw
 
 SEARCH_EXAMPLES = (
-    "Examples:  jielong search recipes/studies/search-rates.toml  ·  jielong search recipes/studies/search-rates.toml --trials 30"
+    "Examples:  jielong search recipes/studies/search-rates.toml  ·  "
+    "jielong search recipes/studies/search-rates.toml --trials 30"
 )
 SCALING_EXAMPLES = (
     "Examples:  jielong scaling recipes/studies/scaling-ladder.toml  ·  jielong scaling runs/a runs/b runs/c --figure "
