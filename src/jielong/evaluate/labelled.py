@@ -102,9 +102,10 @@ def score(answers: Sequence[Answer], examples: Sequence[Example], labels: Sequen
 
 def correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     """Pearson's; 0 where one of the two does not vary."""
+    if np.ptp(x) == 0 or np.ptp(y) == 0:  # the mean of equal numbers may differ from them in the last digit
+        return 0.0
     x, y = x - x.mean(), y - y.mean()
-    spread = math.sqrt(float((x @ x) * (y @ y)))
-    return float(x @ y) / spread if spread > 0 else 0.0
+    return float(x @ y) / math.sqrt(float((x @ x) * (y @ y)))
 
 
 def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
