@@ -241,7 +241,7 @@ def test_contenders_take_turns(script: Any) -> None:
     assert timing.median_ratio({"a": [2.0, 9.0, 4.0], "b": [1.0, 3.0, 1.0]}, "a", "b") == 3.0
 
 
-@pytest.mark.parametrize("name", ["seeds", "shakespeare", "training_speed", "decode_speed", "load_speed"])
+@pytest.mark.parametrize("name", ["seeds", "shakespeare", "training_speed", "decode_speed", "load_speed", "serve_load"])
 def test_help_is_there(script: Any, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         script(name).main(["--help"])
