@@ -241,7 +241,9 @@ def test_contenders_take_turns(script: Any) -> None:
     assert timing.median_ratio({"a": [2.0, 9.0, 4.0], "b": [1.0, 3.0, 1.0]}, "a", "b") == 3.0
 
 
-@pytest.mark.parametrize("name", ["seeds", "shakespeare", "training_speed", "decode_speed", "load_speed"])
+@pytest.mark.parametrize(
+    "name", ["seeds", "shakespeare", "training_speed", "decode_speed", "engine_speed", "load_speed", "serve_load"]
+)
 def test_help_is_there(script: Any, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         script(name).main(["--help"])
@@ -287,6 +289,29 @@ def test_both_engines_decode_the_same_tokens(script: Any) -> None:
     model = speed.build("jie-xs", tokenizer, chosen, runtime)
     decoded = speed.our_decode(model, tokenizer, [[5, 6, 7]], 6, runtime)()
     assert len(set(decoded[0])) > 2, "a model that repeats one token makes the comparison empty"
+
+
+def test_engine_speed_in_miniature(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speed = script("engine_speed")
+    small = {"width": 32, "decoder_layers": 1, "num_heads": 2, "num_kv_heads": 2, "head_size": 16, "ffn_width": 64}
+    monkeypatch.setattr(speed, "SHAPE", small)
+    tokenizer = speed.build_tokenizer(600)
+    assert tokenizer.vocab_size == 600
+    model = speed.build_model(600, 40)
+    prompts = [[300, 301, 302], [400, 5, 6]]
+    speed.jielong.save(model, tokenizer, tmp_path)
+    found = {**speed.ours(model, tokenizer, prompts, 5), **speed.of_transformers(tmp_path, prompts, 5)}
+    assert [work() for work in found.values()] == [10] * 8
+    rates = {name: [1.0, 2.0] for name in found}
+    monkeypatch.setattr(speed, "interleaved", lambda contenders, blocks, seconds: rates)
+    monkeypatch.setattr(
+        speed, "of_transformers", lambda *given: {"transformers float32": found["transformers float32"]}
+    )
+    options = type("Options", (), {"new_tokens": 5, "contenders": ["transformers"], "blocks": 1, "block_seconds": 0.0})
+    speed.measure(1, options, tmp_path, (model, tokenizer))
+    assert "| jielong float32" in capsys.readouterr().out
 
 
 def test_load_speed_in_miniature(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

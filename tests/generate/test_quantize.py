@@ -69,11 +69,11 @@ def test_a_row_does_not_depend_on_its_neighbours(kind: str, shape: tuple[int, in
     if not available(kind):
         pytest.skip(f"this torch or this machine has no {kind} kernel")
     product = build_product(make(*shape), None, kind)
-    x = make(128, shape[1], 3).to(compute_dtype(kind))
+    x = make(300, shape[1], 3).to(compute_dtype(kind))
     whole = product(x)
-    least = 1 if kind == "int8" else LEAST_ROWS
-    for num in (*range(least, 18), 31, 64, 65):
+    for num in (*range(LEAST_ROWS[kind], 18), 31, 64, 65):
         assert torch.equal(product(x[:num]), whole[:num]), num
+    assert torch.equal(product(x[100:107]), whole[100:107])  # nor on its place
     x[5:] = 1000.0
     assert torch.equal(product(x)[:5], whole[:5])
 
@@ -81,6 +81,7 @@ def test_a_row_does_not_depend_on_its_neighbours(kind: str, shape: tuple[int, in
 def test_what_is_missing_gives_way_to_the_next_larger(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, x = make(32, 64), make(3, 64, 1)
     expected = F.linear(x, weight)
+    monkeypatch.setattr(quantize.PlainProduct, "is_steady", lambda self: False)
     for missing in (("int4",), ("int8", "int4"), ("bfloat16", "int8", "int4"), KINDS):
         monkeypatch.setattr(quantize, "available", lambda kind, missing=missing: kind not in missing)
         for kind in ("int4", "int8", "float32"):
@@ -113,3 +114,16 @@ def test_the_fastest_is_taken_and_a_smaller_one_only_for_a_gain(monkeypatch: pyt
     monkeypatch.setattr(quantize, "available", lambda kind: kind == "float32")
     order = iter([1.0] * 5)
     assert fastest([make(32, 32)]) == "float32"
+
+
+def test_small_matrices_are_torchs_where_that_is_steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    product = build_product(make(40, 24), None, "float32")
+    assert isinstance(product, quantize.PlainProduct | quantize.PackedProduct)
+    plain = quantize.PlainProduct(make(40, 24), make(1, 40)[0])
+    x = make(600, 24, 5)
+    for num in (1, 3, 5, 256, 257, 600):
+        torch.testing.assert_close(plain(x[None, :num])[0], F.linear(x[:num], plain.weight, plain.bias))
+    if plain.is_steady():
+        assert torch.equal(plain(x[:600])[:5], plain(x[:5]))
+    monkeypatch.setattr(quantize.PlainProduct, "__call__", lambda self, x: F.linear(x, self.weight) + len(x))
+    assert not plain.is_steady()  # what depends on other rows is found out

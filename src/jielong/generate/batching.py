@@ -7,7 +7,7 @@ last one ended (`prefix`).
 
 What a request gets is a function of itself and the weights: its numbers are drawn from its own seed, and no operation
 here looks from one row into another. On a CPU that holds to the bit, log-probabilities included, in float32: products
-are oneDNN's, whose rows do not depend on how many there are from LEAST_ROWS on, so no forward has fewer (`quantize`);
+are such whose rows do not depend on how many there are from LEAST_ROWS on, so no forward has fewer (`quantize`);
 keys come in multiples of 16 with zeros behind a row's own (`rows`, `kernels.steady_attention`).
 """
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from jielong.errors import ModelError, UsageError
-from jielong.generate.packed import decoding_runtime, pack
+from jielong.generate.packed import choose_kind, decoding_runtime, pack
 from jielong.generate.prefix import PrefixCache
 from jielong.generate.progress import Progress, score_tokens
 from jielong.generate.quantize import LEAST_ROWS
@@ -69,15 +69,17 @@ class Batcher:
         _check_size("prefill_tokens", prefill_tokens, 1)
         self.tokenizer, self.config = tokenizer, config
         self.runtime = decoding_runtime(model, runtime)
-        self.model = model
+        self.model, self.least_rows = model, 1
         if self.runtime.device.type == "cpu":
-            self.model = pack(model, weights or str(self.runtime.dtype).removeprefix("torch."))
+            kind = weights or str(self.runtime.dtype).removeprefix("torch.")
+            kind = choose_kind(model) if kind == "auto" else kind
+            self.model, self.least_rows = pack(model, kind), LEAST_ROWS[kind]
             self.runtime = replace(self.runtime, dtype=torch.float32)  # the packed parts see to theirs themselves
         elif weights is not None:
             raise UsageError(f"weights is {weights!r}, but packed weights are for a CPU; leave it out on other devices")
         self.max_rows, self.prefill_tokens = max_rows, prefill_tokens
         dtype = self.model.compute_dtype or self.runtime.dtype
-        self.rows = RowCache(config, max(max_rows, LEAST_ROWS), dtype, self.runtime.device)
+        self.rows = RowCache(config, max(max_rows, self.least_rows), dtype, self.runtime.device)
         self.prefix = PrefixCache(cache_bytes)
         self._waiting: deque[Progress] = deque()
         self._writing: list[Progress] = []  # in rows 0, 1, ... of the cache
@@ -168,7 +170,7 @@ class Batcher:
             return False
         progress = self._reading = self._waiting.popleft()
         row = len(self._writing)
-        self.rows.reserve(row + 1, progress.num_prompt + 1)
+        self.rows.reserve(row + 1, progress.num_prompt + self.least_rows)
         self.rows.claim(row)
         if progress.prompt_logprobs is None:  # else every place's logits are needed, so every place is read
             request = progress.request
@@ -186,17 +188,17 @@ class Batcher:
         row, start = len(self._writing), progress.num_held
         end = min(start + room, progress.num_prompt)
         num_read = end - start
-        # A token that is no one's stands in for the second row a product must have; what it leaves in the cache is
-        # hidden, and the next token read or written takes its place.
-        tokens = progress.tokens[start:end] + [0] * (LEAST_ROWS - num_read)
+        # Tokens that are no one's stand in for rows that a product must have; what they leave in the cache is hidden,
+        # and the next tokens read or written take their places.
+        tokens = progress.tokens[start:end] + [0] * (self.least_rows - num_read)
         view = self.rows.view(row, [start], len(tokens))
         with self.runtime.autocast():
             ids = torch.tensor([tokens], device=self.runtime.device)  # (1, T)
             hidden = self.model.hidden(ids, cache=view)[0]  # (T, D)
             if progress.prompt_logprobs is not None:
                 self._score_prompt(progress, hidden, start, num_read)
-            first = max(num_read - LEAST_ROWS, 0)
-            logits = self.model.unembed(hidden[first : first + LEAST_ROWS])[num_read - 1 - first :][:1]  # (1, V)
+            first = max(num_read - self.least_rows, 0)
+            logits = self.model.unembed(hidden[first : first + self.least_rows])[num_read - 1 - first :][:1]  # (1, V)
         logits = logits[:, : self.tokenizer.vocab_size]
         progress.num_held = end
         if end < progress.num_prompt:
@@ -236,8 +238,8 @@ class Batcher:
         writing = list(self._writing)
         lengths = [progress.num_held for progress in writing]
         # Rows that are no one's, or the one that is being read, write where the next token of theirs will come.
-        others = [0 if self._reading is None else self._reading.num_held, *[0] * LEAST_ROWS]
-        lengths += others[: LEAST_ROWS - len(writing)] if len(writing) < LEAST_ROWS else []
+        others = [0 if self._reading is None else self._reading.num_held, *[0] * self.least_rows]
+        lengths += others[: max(self.least_rows - len(writing), 0)]
         self.rows.reserve(len(lengths), max(lengths) + 1)
         tokens = [[progress.tokens[-1]] for progress in writing] + [[0]] * (len(lengths) - len(writing))
         ids = torch.tensor(tokens, device=self.runtime.device)  # (R, 1)
@@ -302,6 +304,9 @@ def choose_rows(group: Sequence[Progress], scores: Tensor) -> tuple[list[int], l
         asked = progress.request.sampling
         kinds.setdefault((asked.temperature, asked.top_k, asked.top_p, asked.min_p), []).append(row)
     if len(kinds) == 1:
+        if group[0].request.sampling.temperature == 0:  # a NaN or infinity is the largest of its row
+            peak, best = scores.max(dim=-1)
+            return best.tolist(), peak.isfinite().tolist()
         ids, logprobs = choose(scores, group[0].request.sampling, numbers)
         return ids.tolist(), logprobs.isfinite().tolist()
     ids = torch.zeros(len(group), dtype=torch.int64, device=scores.device)

@@ -5,7 +5,9 @@ The one place for operations of torch that are not in its documentation. Each is
 one is missing the next larger kind takes its place.
 
 float32, bfloat16: oneDNN's own order of the weights. A row of the product has the same bits whatever rows are beside
-it, from LEAST_ROWS rows on, which torch's own float32 product does not promise and has not.
+it, from LEAST_ROWS rows on, which torch's own float32 product has not. But a call of oneDNN takes 20 microseconds
+more, so a small float32 matrix is multiplied by torch where that is found to be as steady at the sizes in STEADY_SIZES,
+to which rows are filled up (`PlainProduct`).
 int8: each output's weights are whole numbers of -127 .. 127 times a factor, each input row whole numbers of 8 bits
 times its own factor; sums of whole numbers are exact. int4: 16 levels between the least and the greatest of each 32
 weights; inputs in bfloat16.
@@ -13,6 +15,7 @@ weights; inputs in bfloat16.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 import time
@@ -26,7 +29,10 @@ from torch import Tensor
 from jielong.errors import UsageError
 
 KINDS = ("float32", "bfloat16", "int8", "int4")
-LEAST_ROWS = 2
+# Fewer rows than these round otherwise than more; sums of whole numbers are exact.
+LEAST_ROWS = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 1}
+STEADY_SIZES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_SMALL_WEIGHTS = 1 << 20
 GROUP = 32  # weights that share a scale in int4
 _TRIAL_SHAPE = (64, 64)
 
@@ -47,6 +53,10 @@ def build_product(weight: Tensor, bias: Tensor | None, kind: str) -> Product:
             return functools.partial(F.linear, weight=weight, bias=bias)
         wanted = KINDS[KINDS.index(wanted) - 1]
     dtype = compute_dtype(kind)
+    if kind == "float32" and weight.numel() <= _SMALL_WEIGHTS:
+        plain = PlainProduct(weight, bias)
+        if plain.is_steady():
+            return plain
     if wanted == "int8":
         return Int8Product(weight, bias, dtype)
     if wanted == "int4":
@@ -57,6 +67,32 @@ def build_product(weight: Tensor, bias: Tensor | None, kind: str) -> Product:
 def _fits(weight: Tensor, kind: str) -> bool:
     """Whether the kernel of this kind takes a matrix of this shape."""
     return kind != "int4" or (weight.shape[0] % 16 == 0 and weight.shape[1] % GROUP == 0)
+
+
+class PlainProduct:
+    """Weights as they are, and as many rows as one of STEADY_SIZES, those beyond the given ones zeros."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+        self.zeros = torch.zeros(STEADY_SIZES[-1], weight.shape[1])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])  # torch may take a product of three dimensions apart, row by row
+        num, most = len(rows), STEADY_SIZES[-1]
+        if num > most:
+            found = torch.cat([self(rows[start : start + most]) for start in range(0, num, most)])
+        else:
+            size = STEADY_SIZES[bisect.bisect_left(STEADY_SIZES, num)]
+            filled = rows if size == num else torch.cat((rows, self.zeros[: size - num]))
+            found = F.linear(filled, self.weight, self.bias)[:num]
+        return found.view(*x.shape[:-1], -1)
+
+    def is_steady(self) -> bool:
+        """Whether a row has the same bits at every place among each of STEADY_SIZES, here and now."""
+        row = torch.randn(1, self.weight.shape[1], generator=torch.Generator().manual_seed(0))
+        rows = row.repeat(STEADY_SIZES[-1], 1)
+        alone = self(row)
+        return all(torch.equal(self(rows[:size]), alone.expand(size, -1)) for size in STEADY_SIZES)
 
 
 class PackedProduct:
@@ -199,7 +235,7 @@ def fastest(weights: Sequence[Tensor], kinds: Sequence[str] = KINDS[:3], gain: f
             if not available(kind):
                 continue
             products = [build_product(weight, None, kind) for weight in weights]
-            rows = [torch.ones(LEAST_ROWS, weight.shape[1], dtype=compute_dtype(kind)) for weight in weights]
+            rows = [torch.ones(LEAST_ROWS[kind], weight.shape[1], dtype=compute_dtype(kind)) for weight in weights]
             seconds = min(_seconds(products, rows) for _ in range(5))
             if seconds * gain < best_seconds:
                 best, best_seconds = kind, seconds

@@ -8,7 +8,6 @@ is only as long as the longest row that has run.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,9 +15,7 @@ from torch import Tensor
 
 from jielong.errors import ModelError
 from jielong.model.config import ModelConfig
-
-# Rows are padded to a multiple of this many keys, so that the shapes of a step change seldom.
-KEYS_STEP = 16
+from jielong.model.kernels import STEADY_KEYS, steady_keys
 
 
 class RowCache:
@@ -62,10 +59,8 @@ class RowCache:
         if num_rows > rows:
             rows = min(self.max_rows, max(num_rows, 2 * rows))
         if num_tokens > capacity:
-            most = (self.max_length // KEYS_STEP + 1) * KEYS_STEP  # a place to spare, see `Batcher._read`
-            capacity = min(
-                most, max(math.ceil(num_tokens / KEYS_STEP) * KEYS_STEP, 3 * capacity // 2 // KEYS_STEP * KEYS_STEP, 64)
-            )
+            most = self.max_length + STEADY_KEYS  # places to spare, see `Batcher._read`
+            capacity = steady_keys(min(most, max(num_tokens, 3 * capacity // 2, 64)))
         if (rows, capacity) == (self.buffer.shape[1], self.buffer.shape[3]):
             return
         old = self.buffer
@@ -122,7 +117,7 @@ class RowsView:
         device = cache.buffer.device
         self.lengths = torch.tensor(lengths, device=device)  # (B,)
         heads, capacity = cache.buffer.shape[2], cache.capacity
-        num_keys = min(math.ceil((max(lengths) + num_new) / KEYS_STEP) * KEYS_STEP, capacity)
+        num_keys = steady_keys(max(lengths) + num_new)
         self._flat = cache.flat
         # All layers at once: 2 L views (B, K, S, H) cost one call.
         self._seen = cache.buffer[:, rows[0] : rows[-1] + 1, :, :num_keys].unbind(0)

@@ -19,7 +19,7 @@ from jielong.model.context import Context, Heads, identity
 
 # Explicit attention on the CPU beats torch's fused kernel 3x in bfloat16 up to about here; it keeps T^2 numbers a head.
 PLAIN_LENGTH = 512
-STEADY_ROWS = 4  # see `steady_attention`
+STEADY_KEYS = 128  # see `steady_attention`
 BLOCK_LENGTH = 64  # query blocks of this length skip the keys that lie wholly in their future, or before their window
 
 SelfKernel = Callable[[Tensor, Context, Heads], Tensor]
@@ -153,9 +153,9 @@ def cached_attention(mixed: Tensor, context: Context, heads: Heads) -> Tensor:
 def steady_attention(mixed: Tensor, context: Context, heads: Heads) -> Tensor:
     """cached_attention whose bits do not depend on who else is in the batch, nor on how a row was cut into parts.
 
-    Products of fewer than STEADY_ROWS rows are summed in another order than larger ones, so that few queries are
-    repeated; and the cache must give keys in multiples of 16, with zeros behind each row's own. What is found so on the
-    CPU is tested, and no promise of torch.
+    The cache must give keys as `steady_keys` counts them, with zeros behind each row's own. Few rows in a product are
+    summed in another order than many, so that few queries are repeated; and so are long sums, so that values are
+    summed STEADY_KEYS at a time. That this is enough on a CPU in float32 is tested, and no promise of torch.
     """
     batch, length, _ = mixed.shape
     kv, size, group = heads.num_kv_heads, heads.head_size, heads.group
@@ -169,16 +169,26 @@ def steady_attention(mixed: Tensor, context: Context, heads: Heads) -> Tensor:
     assert context.cache is not None
     keys, values = context.cache.update(heads.layer, keys, values)  # (B, K, S, H)
     num_rows = group * length
-    times = -(-STEADY_ROWS // num_rows)
+    times = -(-(4 if num_rows in (1, 2, 4) else 16) // num_rows)  # two threads share 5, 6, 7 or 9 rows badly
     rows = queries.reshape(batch * kv, 1, num_rows, size) * queries.new_full((times, 1, 1), 1 / math.sqrt(size))
     rows = rows.reshape(batch * kv, -1, size)  # (B K, times G T, H)
     scores = heads.cap(torch.bmm(rows, keys.flatten(0, 1).transpose(1, 2)))  # (B K, times G T, S)
     bias = context.mask.bias(heads.window, keys.shape[2])
     if bias is not None:
         scores.view(batch, kv * times * group, length, -1).add_(bias[:, None])
-    found = torch.bmm(scores.softmax(dim=-1), values.flatten(0, 1))[:, :num_rows]  # (B K, G T, H)
-    found = found.reshape(batch, heads.num_heads, length, size)
+    weights, values = scores.softmax(dim=-1), values.flatten(0, 1)  # (B K, S, H)
+    found = torch.bmm(weights[..., :STEADY_KEYS], values[:, :STEADY_KEYS])
+    for start in range(STEADY_KEYS, weights.shape[2], STEADY_KEYS):
+        end = start + STEADY_KEYS
+        found = torch.baddbmm(found, weights[..., start:end], values[:, start:end])
+    found = found[:, :num_rows].reshape(batch, heads.num_heads, length, size)
     return found.transpose(1, 2).flatten(2)
+
+
+def steady_keys(num_keys: int) -> int:
+    """The least S >= num_keys of which `steady_attention` makes steady sums."""
+    step = 16 if num_keys <= STEADY_KEYS else STEADY_KEYS
+    return -(-num_keys // step) * step
 
 
 def written_weighing(
