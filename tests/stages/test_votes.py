@@ -408,7 +408,8 @@ def test_gold_and_a_second_reward_model_judge(
     assert found["judged_by"] == "other" and found["judged"] == 3 * 4
     low = figures(copy, "other")["heldout_accuracy_ci95"][0]
     assert found["judge_accuracy_at_least"] == low
-    assert not found["promoted"] or low > 0.5
+    assert found["judge_trusted"] is (low > 0.5)
+    assert found["promoted"] is (found["judge_trusted"] and found["win_rate_ci95"][0] > 0.5)
     shutil.rmtree(copy / "08-promote")
     path = copy / "07-other" / "model" / "jielong.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_hash": "0" * 64}), encoding="utf-8")

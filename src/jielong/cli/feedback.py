@@ -21,8 +21,9 @@ NUM_SHOWN = 8  # bad lines, users
 def feedback(
     files: Annotated[list[Path], typer.Argument(metavar="VOTES.jsonl...", help="Files of votes, one a line.")],
     max_bad: Annotated[
-        float, typer.Option("--max-bad", min=0.0, max=1.0, help="Fraction of a file's lines that may be no votes.")
-    ] = 0.05,
+        float | None,
+        typer.Option("--max-bad", min=0.0, max=1.0, help="Fraction of a file's lines that may be no votes (0.05)."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON on stdout.")] = False,
 ) -> None:
     """What people said: which model won how often, how far they agree, and what is wrong with the file."""
@@ -33,12 +34,13 @@ def feedback(
         _show(figures, Console(highlight=False))
 
 
-def summarise(files: list[str], max_bad_fraction: float) -> dict[str, Any]:
+def summarise(files: list[str], max_bad_fraction: float | None = None) -> dict[str, Any]:
     """All figures of the table. Every user's last vote on a comparison counts, once. Raises DataError: `read_votes`."""
     from jielong.data.tally import as_comparisons, count_once, first_answer_rate, matches, model_names, user_agreement
-    from jielong.data.votes import read_votes
+    from jielong.data.votes import MAX_BAD_FRACTION, read_votes
 
-    readings = [read_votes(file, max_bad_fraction) for file in files]
+    limit = MAX_BAD_FRACTION if max_bad_fraction is None else max_bad_fraction
+    readings = [read_votes(file, limit) for file in files]
     counted = count_once([vote for reading in readings for vote in reading.votes])
     votes, taught = counted.votes, as_comparisons(counted.votes)
     names, agreement = model_names(votes), user_agreement(votes)

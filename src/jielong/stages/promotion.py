@@ -43,12 +43,16 @@ UNFINISHED = -1e9  # the score of a reply that does not end its turn: it loses t
 
 @dataclass(frozen=True)
 class Judged:
-    """How often the new model won (ties count half), the 95 % interval of that, of how many, and more figures."""
+    """How often the new model won (ties count half), the 95 % interval of that, of how many, and more figures.
+
+    trusted: whether the judge has shown that it is one; else no word of its promotes a model.
+    """
 
     win_rate: float
     ci95: tuple[float, float]
     num: int
     figures: dict[str, Any]
+    trusted: bool = True
 
 
 def run_promote(context: Context) -> dict[str, Any]:
@@ -60,7 +64,7 @@ def run_promote(context: Context) -> dict[str, Any]:
     settings = context.settings
     old, new = context.start_model(), context.last_model(*ALIGNED)
     judged = JUDGES[settings.judge](context, old, new)
-    promoted = judged.ci95[0] > settings.threshold
+    promoted = judged.trusted and judged.ci95[0] > settings.threshold
     names = {"old": old.parent.name[3:], "new": new.parent.name[3:]}
     context.progress.say(
         f"{context.name}: {names['new']} {'is promoted' if promoted else 'is not promoted'} over {names['old']}: it "
@@ -108,9 +112,7 @@ def _by_votes(context: Context, old: Path, new: Path) -> Judged:
 
 def _by_heldout(context: Context, old: Path, new: Path) -> Judged:
     """Held-out choices: log new/old of the answer that was chosen against that of the one that was not."""
-    (reference, model), tokenizer = _both(old, new)
-    device = context.runtime.device
-    reference, model = reference.to(device), model.to(device)
+    (reference, model), tokenizer = _both(context, old, new)
     origin = context.named(_reward_name(context))
     gathered = gather_comparisons(origin, reference, tokenizer)
     encoded = encode_comparisons(gathered.heldout, tokenizer, model.config.max_length)
@@ -127,9 +129,9 @@ def _by_heldout(context: Context, old: Path, new: Path) -> Judged:
 def _by_reward(context: Context, old: Path, new: Path) -> Judged:
     """Replies of both to held-out prompts, by a reward model that agrees with held-out choices more than a coin would.
 
-    A judge that does not is heard and not obeyed: the new model counts as no better than the old.
+    A judge that may not is heard and not obeyed: the old model stays.
     """
-    models, tokenizer = _both(old, new)
+    models, tokenizer = _both(context, old, new)
     origin = context.named(_reward_name(context))
     reward = load_reward(origin.folder / "model", tokenizer)
     heldout = gather_comparisons(origin, models[0], tokenizer).heldout
@@ -139,26 +141,24 @@ def _by_reward(context: Context, old: Path, new: Path) -> Judged:
     for found in replies:
         ended = np.array([reply.finish_reason == "stop" for reply in found])
         scores.append(np.where(ended, np.array(proxy_scores(reward, tokenizer, found)), UNFINISHED))
-    judged = _won(win_rates(scores[1], scores[0]), asked)
     low = read_json(origin.folder / "figures.json")["figures"]["heldout_accuracy_ci95"][0]
-    figures = {"judged_by": origin.name, "judge_accuracy_at_least": low}
-    if low > 0.5:
-        return Judged(judged.win_rate, judged.ci95, judged.num, figures)
-    context.progress.say(f"{context.name}: [{origin.name}] agrees with held-out choices no better than a coin may")
-    return Judged(judged.win_rate, (min(judged.ci95[0], 0.5), judged.ci95[1]), judged.num, figures)
+    trusted = low > 0.5
+    if not trusted:
+        context.progress.say(f"{context.name}: [{origin.name}] agrees with held-out choices no better than a coin may")
+    figures = {"judged_by": origin.name, "judge_accuracy_at_least": low, "judge_trusted": trusted}
+    return _won(win_rates(scores[1], scores[0]), asked, figures, trusted)
 
 
 def _by_gold(context: Context, old: Path, new: Path) -> Judged:
-    models, tokenizer = _both(old, new)
+    models, tokenizer = _both(context, old, new)
     asked, replies = _answered(context, models, tokenizer, heldout_prompts(context))
     gold = Gold()
     scores = [
         np.array([gold.score(prompt, reply.text) for prompt, reply in zip(asked, found, strict=True)])
         for found in replies
     ]
-    judged = _won(win_rates(scores[1], scores[0]), asked)
     figures = {"gold_reward_before": float(scores[0].mean()), "gold_reward_after": float(scores[1].mean())}
-    return Judged(judged.win_rate, judged.ci95, judged.num, figures)
+    return _won(win_rates(scores[1], scores[0]), asked, figures)
 
 
 JUDGES: dict[str, Callable[[Context, Path, Path], Judged]] = {
@@ -174,10 +174,10 @@ def _reward_name(context: Context) -> str:
     return context.settings.reward or context.folder_of("reward").name[3:]
 
 
-def _both(old: Path, new: Path) -> tuple[tuple[Transformer, Transformer], Tokenizer]:
-    """((old, new), their tokenizer)."""
-    before, tokenizer = load(old)
-    return (before, load(new)[0]), tokenizer
+def _both(context: Context, old: Path, new: Path) -> tuple[tuple[Transformer, Transformer], Tokenizer]:
+    """((old, new) where the run computes, their tokenizer)."""
+    (before, tokenizer), (after, _) = load(old), load(new)
+    return (before.to(context.runtime.device), after.to(context.runtime.device)), tokenizer
 
 
 def _answered(
@@ -203,8 +203,7 @@ def _answered(
     return fitting * settings.judged_seeds, replies
 
 
-def _won(wins: np.ndarray, asked: list[Prompt]) -> Judged:
+def _won(wins: np.ndarray, asked: list[Prompt], figures: dict[str, Any], trusted: bool = True) -> Judged:
     """wins: (M,) of the new model, 1, 0 or 1/2; replies to one prompt are not independent."""
-    return Judged(
-        float(wins.mean()), bootstrap_ci95(wins, [str(prompt["messages"]) for prompt in asked]), len(wins), {}
-    )
+    interval = bootstrap_ci95(wins, [str(prompt["messages"]) for prompt in asked])
+    return Judged(float(wins.mean()), interval, len(wins), figures, trusted)
