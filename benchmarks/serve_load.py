@@ -52,12 +52,12 @@ Row = list[str]
 class Server:
     """A server's process, ready."""
 
-    process: subprocess.Popen[str]
+    pid: int
     port: int
 
     def held(self) -> dict[str, float]:
         """What the process holds now: memory in MB, open descriptors, threads. {} where the system does not tell."""
-        folder = Path("/proc") / str(self.process.pid)
+        folder = Path("/proc") / str(self.pid)
         if not folder.exists():
             return {}
         status = dict(line.split(":\t", 1) for line in (folder / "status").read_text().splitlines() if ":\t" in line)
@@ -72,7 +72,7 @@ def served(folder: Path, options: argparse.Namespace) -> Iterator[Server]:
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stderr=log, text=True)
         try:
-            yield Server(process, asyncio.run(_port_when_ready(process, log)))
+            yield Server(process.pid, asyncio.run(_port_when_ready(process, log)))
         finally:
             process.terminate()
             process.wait(timeout=60)
@@ -192,7 +192,7 @@ def soak(server: Server, options: argparse.Namespace) -> list[Row]:
     held.append(server.held())
     told = ", ".join(f"{name} {number:,}" for name, number in counts.items())
     rows = [[f"soak of {options.soak_requests:,}", told, "rows free at the end" if is_empty else "ROWS STILL TAKEN"]]
-    early = held[len(held) // 5]
+    early = held[len(held) // 5]  # by then everything has been used once
     return [*rows, *([f"soak: {name}", f"{held[-1][name]:,.0f}", f"{early[name]:,.0f} early"] for name in early)]
 
 
@@ -219,7 +219,7 @@ def folder_of(name: str) -> Iterator[Path]:
         yield Path(made)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -239,7 +239,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--weights", default="auto")
     parser.add_argument("--threads", type=int, default=1, help="threads of the engine")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = options_of(arguments)
     rows: list[Row] = []
     for name in options.models:
         with folder_of(name) as folder, served(folder, options) as server:

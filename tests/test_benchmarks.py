@@ -242,7 +242,7 @@ def test_contenders_take_turns(script: Any) -> None:
 
 
 SCRIPTS = ["seeds", "shakespeare", "training_speed", "decode_speed", "load_speed", "labels_curve", "gpt1_ablation"]
-SCRIPTS += ["engine_speed"]
+SCRIPTS += ["engine_speed", "serve_load"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

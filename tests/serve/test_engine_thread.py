@@ -18,6 +18,7 @@ from jielong.serve.api import build_app
 from jielong.serve.engine_thread import Loaded
 from jielong.serve.service import Service
 from jielong.serve.settings import Limits, ServeSettings
+from jielong.serve.stream import EventStream
 
 from .conftest import MAX_ROWS, GatedBatcher, Lab, build_model
 from .test_bad_input import refused
@@ -241,6 +242,18 @@ async def test_leaving_during_embeddings(lab: Lab) -> None:
         await asyncio.wait_for(task, 5)
         batcher.free()
         assert (await other).status_code == 200
+
+
+async def test_a_stream_that_waits_is_kept_alive(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comments, which clients of server-sent events skip, until something comes."""
+    monkeypatch.setattr(EventStream, "PING_SECONDS", 0.01)
+    async with gated(lab) as (_, service, batcher):
+        sent, _, task = await leaving(service, {"prompt": "a", "max_tokens": 2, "ignore_eos": True, "stream": True})
+        await until(lambda: len(sent) > 3)
+        assert {message["body"] for message in sent[1:4]} == {b": still here\n\n"}
+        batcher.free()
+        await asyncio.wait_for(task, 10)
+        assert sent[-2]["body"] == b"data: [DONE]\n\n" and not sent[-1]["more_body"]
 
 
 async def test_draining(lab: Lab) -> None:

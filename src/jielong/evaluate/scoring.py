@@ -66,8 +66,8 @@ def beginning(tokenizer: Tokenizer) -> tuple[int, ...]:
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str, group: str = "") -> Pair:
     """The pair as ids. Blanks at the context's end count to the continuation, for words carry the blank before them.
 
-    Both are encoded as one text, of which the context alone takes as many tokens as it has by itself: what lm-eval does,
-    also where a token would span the border.
+    Both are encoded as one text, of which the context alone takes as many tokens as it has by itself: what lm-eval
+    does, also where a token would span the border.
     Raises DataError for an empty continuation.
     """
     if not continuation.strip():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -37,14 +37,17 @@ class EventStream(Response):
     """Sends events as they come. An ApiError on the way becomes an event with `error`, which clients raise.
 
     abandon: called once when the client leaves before the end, or anything else ends the stream early.
+    While nothing comes, as in the queue, a comment every PING_SECONDS keeps what is between from giving up.
     """
 
     media_type = "text/event-stream"
+    PING_SECONDS: ClassVar[float] = 15.0
 
     def __init__(self, events: AsyncIterator[bytes], abandon: Callable[[], None], metrics: Metrics) -> None:
         self.status_code, self.background = 200, None
         self.init_headers(STREAM_HEADERS)
         self._events, self._abandon, self._metrics = events, abandon, metrics
+        self._is_quiet = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -63,12 +66,23 @@ class EventStream(Response):
                 self._abandon()
 
     async def _send_all(self, send: Send) -> None:
+        pinging = asyncio.ensure_future(self._ping(send))
         try:
             async for chunk in self._events:
+                self._is_quiet = False
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except ApiError as error:
             await send({"type": "http.response.body", "body": event(error.body), "more_body": True})
+        finally:
+            pinging.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _ping(self, send: Send) -> None:
+        while True:
+            await asyncio.sleep(self.PING_SECONDS)
+            if self._is_quiet:
+                await send({"type": "http.response.body", "body": b": still here\n\n", "more_body": True})
+            self._is_quiet = True
 
 
 async def unless_gone(request: Request, work: Awaitable[T], abandon: Callable[[], None], metrics: Metrics) -> T | None:
