@@ -1,6 +1,7 @@
 # make demo   a virtual environment, then the quickstart recipe: raw text to an aligned chat, with a report
 # make test   lint, types, tests
 # make bench  the project's own measurements
+# make screenshots   pictures of the page for docs/page.md; needs Chromium and a finished run (RUN=runs/quickstart)
 # make clean  removes what the above made, but neither runs/ nor .venv (make distclean removes those too)
 #
 # PYTHON=python3.12 make test     chooses the interpreter of a fresh .venv (3.10 or newer)
@@ -14,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 RUN ?= runs/quickstart
 TESTS ?= tests
 
-.PHONY: demo test lint types bench clean distclean
+.PHONY: demo test lint types bench screenshots clean distclean
 
 demo: $(INSTALLED)
 	$(BIN)/jielong run recipes/quickstart.toml --out $(RUN)
@@ -34,6 +35,9 @@ types: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/training_speed.py
 	$(BIN)/python benchmarks/decode_speed.py
+
+screenshots: $(INSTALLED)
+	$(BIN)/python benchmarks/screenshots.py $(RUN) --out docs/page
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -170,6 +170,18 @@ class Watch:
             self.wrong.append(f"request to elsewhere: {asked}")
 
 
+@pytest.fixture(scope="module")
+def modules(browser: Any, site: Site) -> Iterator[Any]:
+    """A page whose modules are called by themselves: one for all tests of a file, as a fresh one takes its time."""
+    context = browser.new_context(base_url=site.url)
+    page, watch = context.new_page(), Watch()
+    watch.over(page, site.url)
+    page.goto("/playground")
+    yield page
+    context.close()
+    assert not watch.wrong, "\n".join(watch.wrong)
+
+
 @pytest.fixture
 def watch() -> Watch:
     return Watch()

@@ -101,7 +101,8 @@ def test_chances_and_a_branch_from_a_token(tab: Any) -> None:
     card = tab.get_by_role("dialog", name="What else it might have said")
     card.wait_for()
     shown = [float(each.rstrip(" %").lstrip("< ")) for each in card.locator(".number").all_inner_texts()]
-    assert 1 < len(shown) <= 6 and sum(shown) <= 101
+    # Five or six candidates for each token of what is shown at once: several where a character has several.
+    assert len(shown) >= 5 and sum(shown[:5]) <= 102 and all(0 <= each <= 100 for each in shown)
     tab.keyboard.press("ArrowLeft")
     assert tab.evaluate("document.activeElement.dataset.i") == "0"
     before = tab.locator(".message.assistant .body").inner_text()
@@ -173,7 +174,7 @@ def test_a_role_and_a_full_context(tab: Any) -> None:
     tab.get_by_label("System prompt").fill("be short")
     tab.get_by_label("System prompt").blur()
     for _ in range(4):
-        ask(tab, "a question that takes some room in the context")
+        ask(tab, "a question that takes some room in the context, and then some more of it, for it is long")
     tab.get_by_text("no longer sees what is above").wait_for()
     assert "your own" in tab.locator(".as summary").inner_text()
 

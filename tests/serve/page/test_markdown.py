@@ -58,14 +58,8 @@ unclosed *fence*
 """
 
 
-@pytest.fixture
-def page(tab: Any) -> Any:
-    tab.goto("/playground")
-    return tab
-
-
-def html(page: Any, text: str) -> str:
-    return str(page.evaluate(WHOLE, [text, False]))
+def html(modules: Any, text: str) -> str:
+    return str(modules.evaluate(WHOLE, [text, False]))
 
 
 @pytest.mark.parametrize(
@@ -89,33 +83,33 @@ def html(page: Any, text: str) -> str:
         ("a | b", "<p>a | b</p>"),
     ],
 )
-def test_what_comes_out(page: Any, text: str, expected: str) -> None:
-    assert html(page, text) == expected
+def test_what_comes_out(modules: Any, text: str, expected: str) -> None:
+    assert html(modules, text) == expected
 
 
-def test_code_tables_and_links(page: Any) -> None:
-    assert "<figcaption><span>py</span>" in html(page, "```py\nx < 1\n```") and "x &lt; 1" in html(
-        page, "```py\nx < 1\n```"
+def test_code_tables_and_links(modules: Any) -> None:
+    assert "<figcaption><span>py</span>" in html(modules, "```py\nx < 1\n```") and "x &lt; 1" in html(
+        modules, "```py\nx < 1\n```"
     )
-    table = html(page, "| a | b |\n|--|--:|\n| 1 | x \\| y |")
+    table = html(modules, "| a | b |\n|--|--:|\n| 1 | x \\| y |")
     assert '<th class="left">a</th><th class="right">b</th>' in table and '<td class="right">x | y</td>' in table
-    link = html(page, "[t](https://example.org/a_(b))")
+    link = html(modules, "[t](https://example.org/a_(b))")
     assert 'href="https://example.org/a_(b)"' in link and 'rel="noopener noreferrer"' in link
-    assert "https://example.org/x</a>." in html(page, "see https://example.org/x.")
+    assert "https://example.org/x</a>." in html(modules, "see https://example.org/x.")
 
 
-def test_a_stream_ends_as_the_whole(page: Any) -> None:
+def test_a_stream_ends_as_the_whole(modules: Any) -> None:
     """Random cuts, also through a character's surrogates as JavaScript counts them, drawn after every or any piece."""
-    whole = html(page, RICH)
+    whole = html(modules, RICH)
     assert all(part in whole for part in ("<h3>", "<table>", "<blockquote>", "<ol start", "unclosed *fence*", "<del>"))
     rng = random.Random(5)
     for number in range(40):
         cuts = sorted(rng.sample(range(1, len(RICH)), rng.choice((0, 3, 40, len(RICH) - 1))))
         pieces = [RICH[a:b] for a, b in zip([0, *cuts], [*cuts, len(RICH)], strict=True)]
-        assert page.evaluate(STREAMED, [pieces, 1 + number % 3]) == whole, cuts
+        assert modules.evaluate(STREAMED, [pieces, 1 + number % 3]) == whole, cuts
 
 
-def test_any_text_streams_as_it_stands(page: Any) -> None:
+def test_any_text_streams_as_it_stands(modules: Any) -> None:
     rng = random.Random(6)
     marks = [
         "*",
@@ -141,11 +135,11 @@ def test_any_text_streams_as_it_stands(page: Any) -> None:
     ]
     for _ in range(120):
         pieces = [rng.choice(marks) for _ in range(rng.randint(1, 30))]
-        assert page.evaluate(STREAMED, [pieces, 1]) == html(page, "".join(pieces)), pieces
+        assert modules.evaluate(STREAMED, [pieces, 1]) == html(modules, "".join(pieces)), pieces
 
 
-def test_tokens_keep_their_numbers(page: Any) -> None:
-    found = page.evaluate("""() => import('/web/markdown/render.js').then(({ Markdown }) => {
+def test_tokens_keep_their_numbers(modules: Any) -> None:
+    found = modules.evaluate("""() => import('/web/markdown/render.js').then(({ Markdown }) => {
       const host = document.createElement('div');
       const markdown = new Markdown(host, { tokens: true });
       for (const piece of ['- a', ' **b', 'c** ', '\\n- `d', '`']) markdown.push(piece);
@@ -177,8 +171,8 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_stays_text(page: Any, text: str) -> None:
-    found = page.evaluate(
+def test_hostile_text_stays_text(modules: Any, text: str) -> None:
+    found = modules.evaluate(
         """(text) => import('/web/markdown/render.js').then(({ render }) => {
           const host = document.createElement('div');
           document.body.append(host);
@@ -199,13 +193,13 @@ def test_hostile_text_stays_text(page: Any, text: str) -> None:
     assert not set(found["tags"]) & {"script", "img", "iframe", "style", "object", "embed", "form"}
     assert ("svg" in found["tags"]) == text.startswith("```") and found["handlers"] == 0
     assert set(found["addresses"]) <= {"https:", "http:", "mailto:"}
-    page.wait_for_timeout(20)
-    assert page.evaluate("window.hacked") is None
+    modules.wait_for_timeout(20)
+    assert modules.evaluate("window.hacked") is None
 
 
 @pytest.mark.parametrize("mark", ["*", "**a", "_", "`", "[", "> ", "- ", "|", "~~x", "](", "1. ", "h", "https://", "#"])
-def test_a_long_run_of_openers_takes_no_time(page: Any, mark: str) -> None:
-    milliseconds = page.evaluate(
+def test_a_long_run_of_openers_takes_no_time(modules: Any, mark: str) -> None:
+    milliseconds = modules.evaluate(
         """(mark) => import('/web/markdown/render.js').then(({ render }) => {
           const began = performance.now();
           render(document.createElement('div'), mark.repeat(20000));

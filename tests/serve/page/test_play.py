@@ -45,15 +45,9 @@ HASHES = [
 ]
 
 
-@pytest.fixture
-def page(tab: Any) -> Any:
-    tab.goto("/playground")
-    return tab
-
-
 @pytest.mark.parametrize("state", HASHES)
-def test_the_exported_program_is_a_twin(page: Any, state: str, tmp_path: Path) -> None:
-    found = page.evaluate(TRAIN, [state, 40])
+def test_the_exported_program_is_a_twin(modules: Any, state: str, tmp_path: Path) -> None:
+    found = modules.evaluate(TRAIN, [state, 40])
     assert found["hash"] == state or set(found["hash"][1:].split("&")) == set(state[1:].split("&"))
     (tmp_path / "network.py").write_text(found["program"], encoding="utf-8")
     command = [sys.executable, str(tmp_path / "network.py"), "--json"]
@@ -66,8 +60,8 @@ def test_the_exported_program_is_a_twin(page: Any, state: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "sigmoid", "gelu", "linear"])
 @pytest.mark.parametrize("loss", ["squared", "entropy"])
-def test_slopes_are_those_of_the_loss(page: Any, activation: str, loss: str) -> None:
-    worst = page.evaluate(
+def test_slopes_are_those_of_the_loss(modules: Any, activation: str, loss: str) -> None:
+    worst = modules.evaluate(
         """([activation, loss]) => import('/web/play/network.js').then(({ Network }) => {
           const network = new Network([2, 3, 2, 1], activation, false, 4);
           const [inputs, targets] = [[[0.3, -1.2], [1.1, 0.4]], [1, -1]];
@@ -105,16 +99,16 @@ def test_slopes_are_those_of_the_loss(page: Any, activation: str, loss: str) -> 
         "#u=1.1.1.1.1.1.1",
     ],
 )
-def test_a_broken_address_is_as_usual(page: Any, state: str) -> None:
-    found = page.evaluate(
+def test_a_broken_address_is_as_usual(modules: Any, state: str) -> None:
+    found = modules.evaluate(
         "(hash) => import('/web/play/state.js').then(({ fromHash, USUAL }) => [fromHash(hash), USUAL])", state
     )
     got, usual = found
     assert {**got, "data": usual["data"]} == usual
 
 
-def test_one_neuron_learns_and_but_not_xor(page: Any) -> None:
-    found = page.evaluate(
+def test_one_neuron_learns_and_but_not_xor(modules: Any) -> None:
+    found = modules.evaluate(
         """() => import('/web/play/perceptron.js').then(({ decide, learn, rows }) => {
           const tell = (wants) => {
             const neuron = { weights: [0, 0], threshold: 0 };
@@ -126,6 +120,12 @@ def test_one_neuron_learns_and_but_not_xor(page: Any) -> None:
         })"""
     )
     assert found[:3] == [[0, 0, 0, 1], [0, 1, 1, 1], [1, 1, 1, 0]] and found[3] != [0, 1, 1, 0]
+
+
+@pytest.fixture
+def page(tab: Any) -> Any:
+    tab.goto("/playground")
+    return tab
 
 
 def test_running_it(page: Any) -> None:

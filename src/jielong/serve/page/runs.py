@@ -40,7 +40,12 @@ class Runs:
 
     def listed(self) -> list[dict[str, Any]]:
         """{"name", "current", "updated", "report", "stages"} of each, the one served first, then the newest."""
-        found = [self._told(path) for path in self._folders()]
+        found = []
+        for path in self._folders():
+            try:
+                found.append(self._told(path))
+            except OSError:  # removed while it was looked at
+                continue
         return sorted(found, key=lambda run: (not run["current"], -run["updated"]))
 
     def _folders(self) -> list[Path]:

@@ -92,3 +92,11 @@ export function beyondSight(path, context) {
   for (; first > 0; first -= 1) { room -= path[first - 1].content.length; if (room < 0) break; }
   return first - (first % 2); // questions and answers go in pairs
 }
+
+export const numTokens = (spans) => spans.reduce((sum, [, entries]) => sum + Math.max(1, entries.length), 0);
+
+/** Tokens a second since the first of them, which itself took no time here. began: milliseconds. */
+export function speedOf(tokens, began) {
+  const seconds = (performance.now() - began) / 1000;
+  return seconds > 0.005 ? Math.round(10 * Math.max(tokens - 1, 0) / seconds) / 10 : 0;
+}

@@ -2,7 +2,7 @@
 import { announce, el } from '../shell/dom.js';
 import { getJson, request, send, trouble } from '../shell/api.js';
 import { say } from '../shell/words.js';
-import { answer, beyondSight, chatBody, NUM_TOP, prefixToken } from './answers.js';
+import { answer, beyondSight, chatBody, NUM_TOP, numTokens, prefixToken, speedOf } from './answers.js';
 import { ballot, compare } from './compare.js';
 import { Composer } from './composer.js';
 import { ROLES, Settings } from './settings.js';
@@ -54,8 +54,7 @@ class Chat {
     await this.refresh();
     const wanted = location.hash.slice(1);
     if (/^[0-9a-f]{8,}$/.test(wanted)) await this.open(wanted); else this.fresh(false);
-    addEventListener('focus', () => this.look());
-    addEventListener('server-back', () => this.look());
+    for (const event of ['focus', 'server-back']) addEventListener(event, () => this.look());
     addEventListener('keydown', (event) => { if (event.key === 'Escape' && this.running && !this.host.hidden) this.stop(); });
     addEventListener('hashchange', () => { const id = location.hash.slice(1); if (!this.host.hidden && id && id !== this.conversation?.id) this.open(id); });
   }
@@ -100,10 +99,15 @@ class Chat {
     this.conversation = null;
     this.tree = new Tree();
     this.leaf = '';
-    if (location.hash) history.replaceState(null, '', '/');
+    this.address('');
     this.draw();
     this.sidebar.show(this.sidebar.items, null);
     if (focus || !matchMedia('(pointer: coarse)').matches) this.composer.focus();
+  }
+
+  /** The conversation in the address, when the chat is what is shown. */
+  address(id) {
+    if (!this.host.hidden) history.replaceState(null, '', id && `/#${id}` || '/');
   }
 
   async open(id) {
@@ -113,7 +117,7 @@ class Chat {
       this.conversation = conversation;
       this.tree = new Tree(messages);
       this.leaf = this.tree.messages.has(conversation.leaf) ? conversation.leaf : messages.at(-1)?.id ?? '';
-      history.replaceState(null, '', `/#${id}`);
+      this.address(id);
       this.settings.show(conversation.system);
       this.draw();
       this.sidebar.show(this.sidebar.items, id);
@@ -151,9 +155,7 @@ class Chat {
     this.ask(text, this.leaf);
   }
 
-  stop() {
-    this.running?.abort();
-  }
+  stop() { this.running?.abort(); }
 
   turn(id) {
     this.leaf = this.tree.leafUnder(id);
@@ -192,7 +194,7 @@ class Chat {
     const system = this.settings.system.value.trim() ? this.settings.system.value : '';
     this.conversation = { id: newId(), title, system };
     await send('POST', '/api/conversations', { id: this.conversation.id, title, system });
-    history.replaceState(null, '', `/#${this.conversation.id}`);
+    this.address(this.conversation.id);
     this.refresh();
   }
 
@@ -248,8 +250,7 @@ class Chat {
       written.spans.push(span);
       written.markdown.push(span[0]);
       const count = numTokens(written.spans) - numTokens(begun);
-      const seconds = (performance.now() - first) / 1000;
-      if (count % 8 === 1) written.note(noteText({ model: this.model.name, tokens: count, speed: seconds > 0.05 ? (count - 1) / seconds : 0 }));
+      if (count % 8 === 1) written.note(noteText({ model: this.model.name, tokens: count, speed: speedOf(count, first) }));
     };
     for (const span of begun) { written.spans.push(span); written.markdown.push(span[0]); }
     const asked = begun.length
@@ -257,9 +258,8 @@ class Chat {
       : { path: '/v1/chat/completions', body: chatBody(messages, sampling, this.model) };
     try {
       const { finish, usage } = await answer(asked, { piece }, controller.signal);
-      const seconds = (performance.now() - (first || began)) / 1000;
       const tokens = usage?.completion_tokens ?? numTokens(written.spans) - numTokens(begun);
-      const note = { model: this.model.name, tokens, speed: Math.round(10 * Math.max(tokens - 1, 0) / Math.max(seconds, 1e-3)) / 10, finish, seed: sampling.seed, temperature: sampling.temperature };
+      const note = { model: this.model.name, tokens, speed: speedOf(tokens, first || began), finish, seed: sampling.seed, temperature: sampling.temperature };
       written.markdown.flush();
       await this.settle(conversation, { id: newId(), parent, role: 'assistant', content: written.spans.map(([text]) => text).join(''), note, spans: written.spans });
     } finally {
@@ -278,7 +278,8 @@ class Chat {
       announce(say('answerDone', message.content.slice(0, 300)));
     } else if (conversation && message.content) {
       const { spans, ...record } = message;
-      await request(`/api/conversations/${conversation.id}/messages`, { method: 'POST', body: { ...record, tokens: spans } });
+      // Another conversation is shown by now; this one may even be gone, and then nobody misses its answer.
+      await request(`/api/conversations/${conversation.id}/messages`, { method: 'POST', body: { ...record, tokens: spans } }).catch(() => {});
     }
   }
 
@@ -346,5 +347,3 @@ class Chat {
     this.app.open('inside');
   }
 }
-
-const numTokens = (spans) => spans.reduce((sum, [, entries]) => sum + Math.max(1, entries.length), 0);

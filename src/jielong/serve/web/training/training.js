@@ -7,6 +7,7 @@ import { Samples } from './samples.js';
 import { Store } from './series.js';
 
 const EVERY_MILLISECONDS = 1000;
+const LIST_EVERY = 4; // looks at the folders are dearer than looks into one file
 const MOST_OVERLAID = 5;
 
 /** What belongs into one chart, the second name dashed; in this order. The rest follows, folded. */
@@ -29,6 +30,7 @@ class Training {
     this.charts = new Map();
     this.view = { log: false, weight: 0.6 };
     this.timer = 0;
+    this.ticks = 0;
     this.chosen = new Set(); // runs that are overlaid, by name, the first one leads
     this.stage = '';
   }
@@ -84,8 +86,9 @@ class Training {
   async tick() {
     clearTimeout(this.timer);
     try {
-      const { runs } = await getJson('/api/runs');
-      this.runs = runs;
+      if (!this.runs || this.ticks % LIST_EVERY === 0) this.runs = (await getJson('/api/runs')).runs;
+      this.ticks += 1;
+      const { runs } = this;
       this.none.hidden = runs.length > 0;
       this.body.hidden = !runs.length;
       if (runs.length) await this.follow();
@@ -123,7 +126,8 @@ class Training {
   async fetch(run) {
     const { cursor } = this.store.of(run, this.stage);
     const stage = this.stage;
-    if (!this.runs.find(({ name }) => name === run)?.stages.some(({ name, metrics }) => name === stage && metrics)) return false;
+    const told = this.runs.find(({ name }) => name === run)?.stages.find(({ name }) => name === stage);
+    if (!told?.metrics || told.state === 'done' && cursor) return false;
     return this.store.take(run, stage, await getJson(`/api/runs/${encodeURIComponent(run)}/metrics/${encodeURIComponent(stage)}?since=${cursor}`));
   }
 
