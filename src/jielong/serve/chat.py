@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -10,6 +11,7 @@ from starlette.responses import Response
 
 from jielong.serve.engine_thread import Job, Loaded
 from jielong.serve.errors import bad_request
+from jielong.serve.forms import Forms
 from jielong.serve.guard import guard_of
 from jielong.serve.intake import read
 from jielong.serve.prompts import Wanted, check_room, conversation_ids, engine_requests, num_sequences
@@ -25,6 +27,7 @@ class Chat:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._forms = Forms()
 
     async def post(self, request: Request) -> Response:
         service, persona = self._service, self._service.settings.persona
@@ -38,7 +41,10 @@ class Chat:
         if most is None:
             most = loaded.context if persona is None or persona.max_tokens is None else persona.max_tokens
         wanted = Wanted(most, partition(request), logprobs=(body.top_logprobs or 0) if body.logprobs else None)
-        job = service.engine.submit(engine_requests(body, [ids], wanted, loaded, persona))
+        constraints = await self._forms.constraints(body, loaded)
+        asked = engine_requests(body, [ids], wanted, loaded, persona)
+        asked = [replace(one, constraint=form) for one, form in zip(asked, constraints, strict=True)]
+        job = service.engine.submit(asked)
         call = _Call(service, body, loaded, job)
         if body.stream:
             return EventStream(call.events(), job.cancel, service.metrics)
@@ -48,8 +54,6 @@ class Chat:
 
 def _check(body: ChatBody, guarded: bool) -> None:
     """Raises ApiError 400 for what is legal but not done here."""
-    if body.response_format is not None and body.response_format.type != "text":
-        raise bad_request(f"response_format {body.response_format.type!r} is not supported; text is", "response_format")
     if guarded and (body.logprobs or body.return_token_ids):
         raise bad_request("this server guards what it says, and gives no tokens and log-probabilities", "logprobs")
 
