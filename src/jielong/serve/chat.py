@@ -9,17 +9,18 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jielong.serve.engine_thread import Job, Loaded
+from jielong.serve.engine_thread import Loaded
 from jielong.serve.errors import bad_request
 from jielong.serve.forms import Forms
 from jielong.serve.guard import guard_of
 from jielong.serve.intake import read
+from jielong.serve.jobs import Job
 from jielong.serve.prompts import Wanted, check_room, conversation_ids, engine_requests, num_sequences
 from jielong.serve.replies import Envelope, Replies, Reply
 from jielong.serve.schema import ChatBody
 from jielong.serve.service import Service, log_event, new_id, partition
 from jielong.serve.spelling import Told, chat_logprobs
-from jielong.serve.stream import DONE, EventStream, answer, event, unless_gone
+from jielong.serve.stream import DONE, EventStream, answer, unless_gone
 
 
 class Chat:
@@ -90,13 +91,11 @@ class _Call:
     async def events(self) -> AsyncIterator[bytes]:
         """The answer piece by piece: role, text, finish_reason, usage if wanted, [DONE]."""
         envelope = Envelope("chat.completion.chunk", self._id, self._service.model_name)
-        # Where usage is wanted every chunk has the key, and the last one the numbers.
-        tells_usage = self._body.stream_options is not None and self._body.stream_options.include_usage
-        usage: dict[str, Any] = {"usage": None} if tells_usage else {}
+        tells_usage = self._body.tells_usage
 
         def chunk(index: int, delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> bytes:
             choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason, **more}
-            return event({**envelope.wrap([choice]), **usage})
+            return envelope.event(choice, tells_usage)
 
         for index in range(len(self._replies.each)):
             yield chunk(index, {"role": "assistant", "content": ""})
@@ -108,7 +107,7 @@ class _Call:
                 if piece.finish_reason:
                     yield chunk(piece.index, {}, piece.finish_reason)
         if tells_usage:
-            yield event({**envelope.wrap([]), "usage": self._replies.usage(len(self._replies.each))})
+            yield envelope.last_event(self._replies.usage(len(self._replies.each)))
         self._log()
         yield DONE
 
