@@ -19,6 +19,7 @@ from jielong.generate.batching import Batcher
 from jielong.generate.requests import Delta, Request
 from jielong.model.config import ModelConfig
 from jielong.serve.errors import ApiError, unavailable
+from jielong.serve.jobs import Job
 from jielong.serve.metrics import Metrics
 from jielong.tokenizer.tokenizer import Tokenizer
 
@@ -44,66 +45,6 @@ class Loaded:
     @property
     def context(self) -> int:
         return self.config.max_length
-
-
-class Job:
-    """The sequences of one HTTP request. `next` gives what has been made since the last time."""
-
-    def __init__(self, engine: EngineThread, requests: Sequence[Request]) -> None:
-        self.requests = tuple(requests)
-        self.began = time.monotonic()
-        self.num_open = len(self.requests)
-        self._engine = engine
-        self._told: list[tuple[int, Delta]] = []
-        self._error: ApiError | None = None
-        self._news = asyncio.Event()
-        self._last: dict[int, float] = {}  # index -> when its last token came
-        self.ids: dict[int, int] = {}  # index -> the batcher's number; the engine's thread only
-
-    async def next(self) -> list[tuple[int, Delta]]:
-        """(index of the request, what was made), all that is new, at least one; [] when all have ended.
-
-        Raises ApiError when the engine has failed.
-        """
-        while not self._told:
-            if self._error is not None:
-                raise self._error
-            if self.num_open == 0:
-                return []
-            self._news.clear()
-            await self._news.wait()
-        told, self._told = self._told, []
-        return told
-
-    def cancel(self, index: int | None = None) -> None:
-        """End one sequence, or all, before the next step. Nothing more is told of them. Harmless when it has ended."""
-        if self.num_open:
-            self._engine.order(partial(self._engine.drop, self, index))
-
-    def push(self, index: int, delta: Delta) -> None:
-        metrics, now = self._engine.metrics, time.monotonic()
-        if index in self._last:
-            metrics.between_tokens.observe(now - self._last[index])
-        else:
-            metrics.first_token.observe(now - self.began)
-            metrics.tokens.add(delta.num_prompt_tokens, "prompt")
-            metrics.tokens.add(delta.num_cached_tokens, "cached")
-        self._last[index] = now
-        metrics.tokens.add(len(delta.tokens), "made")
-        self._told.append((index, delta))
-        if delta.finish_reason is not None:
-            self.close(delta.finish_reason)
-        self._news.set()
-
-    def close(self, reason: str) -> None:
-        """One sequence has ended."""
-        self.num_open -= 1
-        self._engine.closed(self, reason)
-        self._news.set()
-
-    def fail(self, error: ApiError) -> None:
-        self._error = error
-        self._news.set()
 
 
 class EngineThread:
@@ -192,6 +133,10 @@ class EngineThread:
             return await done
         finally:
             self._calls.discard(done)
+
+    def cancel(self, job: Job, index: int | None) -> None:
+        """End a job's sequences, one or all, before the next step."""
+        self.order(partial(self._drop, job, index))
 
     def order(self, command: Callable[[Batcher], object]) -> None:
         """Have something done by the engine's thread before its next step."""
@@ -312,7 +257,7 @@ class EngineThread:
             job.ids[index] = batcher.submit(request)
             self._owners[job.ids[index]] = (job, index)
 
-    def drop(self, job: Job, index: int | None, batcher: Batcher) -> None:
+    def _drop(self, job: Job, index: int | None, batcher: Batcher) -> None:
         """Cancel the sequences of a job that still run: one, or all."""
         gone = [number for number in job.ids if index is None or number == index]
         for number in gone:
