@@ -174,9 +174,11 @@ class Batcher:
         self.rows.claim(row)
         if progress.prompt_logprobs is None:  # else every place's logits are needed, so every place is read
             request = progress.request
-            for block in self.prefix.find(request.cache_partition, request.prompt, progress.num_prompt - 1):
-                self.rows.write(row, progress.num_held, block)
-                progress.num_held += block.shape[2]
+            blocks = self.prefix.find(request.cache_partition, request.prompt, progress.num_prompt - 1)
+            if blocks:
+                held = torch.cat(blocks, dim=2)  # (2 L, K, T, H)
+                self.rows.write(row, 0, held)
+                progress.num_held = held.shape[2]
         progress.num_cached = progress.num_held
         self._counts["cached_tokens"] += progress.num_cached
         return True
