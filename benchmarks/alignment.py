@@ -217,10 +217,10 @@ def _curves(summary: dict[str, Any]) -> str:
 def _best_of_n(results: dict[str, Result]) -> str:
     if "curve" not in results:
         return ""
-    head = ("n", "KL bound, nats", "proxy", "gold", "beats another (proxy)", "at most n/(n+1)", "gold, chosen by gold")
+    head = ("n", "KL bound, nats", "proxy", "gold", "gold, chosen by gold", "wins by gold", "n/(n+1)")
     rows = [
-        (f"{p['n']:.0f}", f"{p['kl_bound_nats']:.3f}", f"{p['proxy']:.3f}", f"{p['gold']:.3f}",
-         f"{p['beats_another']:.3f}", f"{p['n'] / (p['n'] + 1):.3f}", f"{best['gold']:.3f}")
+        (f"{p['n']:.0f}", f"{p['kl_bound_nats']:.3f}", f"{p['proxy']:.3f}", f"{p['gold']:.3f}", f"{best['gold']:.3f}",
+         f"{p['gold_beats_another']:.3f}" if "gold_beats_another" in p else "–", f"{p['n'] / (p['n'] + 1):.3f}")
         for p, best in zip(results["curve"]["curve"], results["curve"]["by_gold"], strict=True)
     ]  # fmt: skip
     return "Best of n, without learning\n\n" + markdown_table(head, rows)

@@ -8,7 +8,15 @@ import math
 import pytest
 import torch
 
-from jielong.align.best_of_n import as_examples, curve, expected_best, kl_bound, pick, win_rate_bound
+from jielong.align.best_of_n import (
+    as_examples,
+    beats_another,
+    curve,
+    expected_best,
+    kl_bound,
+    pick,
+    win_rate_bound,
+)
 from jielong.generate.engine import Completion
 
 
@@ -40,7 +48,24 @@ def test_the_curve_keeps_its_bounds() -> None:
     for low, high in itertools.pairwise(points):
         assert high["proxy"] > low["proxy"] and high["gold"] < low["gold"]
     assert points[3]["proxy"] == pytest.approx(1.42, abs=0.1)  # mean of the largest of 8 normal numbers
-    assert points[1]["beats_another"] == pytest.approx(0.5 + 1 / 7 / 2 * 7 / 3, abs=0.1)
+    for point in points[:3]:
+        assert point["beats_another"] == pytest.approx(win_rate_bound(int(point["n"])))  # without ties it is the bound
+        assert point["gold_beats_another"] == pytest.approx(1 - point["beats_another"])
+    assert "beats_another" not in points[3], "no reply is left that was not among the eight"
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_a_win_is_over_a_reply_that_was_not_among_the_n(n: int) -> None:
+    proxy = torch.tensor([[0.3, -1.0, 2.0, 0.5, 1.5]])
+    gold = torch.tensor([[1.0, 5.0, 2.0, 2.0, 3.0]])
+    wins = []
+    for subset in itertools.combinations(range(5), n):
+        chosen = max(subset, key=lambda i: float(proxy[0, i]))
+        others = [gold[0, other] for other in range(5) if other not in subset]
+        wins += [float((gold[0, chosen] - other).sign() + 1) / 2 for other in others]
+    assert float(beats_another(proxy, gold, n)) == pytest.approx(sum(wins) / len(wins))
+    with pytest.raises(ValueError, match="n is 5; it must be from 1 to 4"):
+        beats_another(proxy, gold, 5)
 
 
 def test_pick_takes_the_best_of_each_and_never_one_that_nobody_judged() -> None:

@@ -39,25 +39,47 @@ def expected_best(chosen_by: Tensor, value: Tensor, n: int) -> Tensor:
     if not 1 <= n <= num:
         raise ValueError(f"n is {n}; it must be from 1 to the {num} replies that were sampled")
     order = chosen_by.argsort(dim=1, descending=True, stable=True)
+    return value.gather(1, order).double() @ _chances(num, n)
+
+
+def _chances(num: int, n: int) -> Tensor:
+    """(N,) float64: the chance of each place, best first, to be the best of a random n of N."""
+    ways = [math.comb(num - place - 1, n - 1) / math.comb(num, n) for place in range(num)]
+    return torch.tensor(ways, dtype=torch.float64)
+
+
+def beats_another(chosen_by: Tensor, value: Tensor, n: int) -> Tensor:
+    """How often the reply that chosen_by likes best among n has the higher value than one that is not among them.
+
+    chosen_by, value: (P, N), n < N. Over all choices of n and of the other one; equal values count half. Returns (P,)
+    float64. By the very score it was chosen with that is n / (n + 1) but for ties; by another judge's it is less.
+    """
+    num = chosen_by.shape[1]
+    if not 1 <= n < num:
+        raise ValueError(f"n is {n}; it must be from 1 to {num - 1}: one of the {num} replies has to be another's")
+    order = chosen_by.argsort(dim=1, descending=True, stable=True)
     ranked = value.gather(1, order).double()
-    chances = torch.tensor([math.comb(num - place - 1, n - 1) / math.comb(num, n) for place in range(num)])
-    return ranked @ chances.double()
+    wins = ((ranked[:, :, None] - ranked[:, None, :]).sign() + 1) / 2  # (P, N, N): chosen, other
+    place = torch.arange(num, dtype=torch.float64)
+    # A reply above the chosen one is never among the n; of those below, n - 1 are.
+    below = 1 - (n - 1) / (num - 1 - place).clamp(min=1)
+    outside = torch.where(place[None, :] > place[:, None], below[:, None], 1.0).fill_diagonal_(0.0)
+    return torch.einsum("pcq,cq,c->p", wins, outside, _chances(num, n)) / (num - n)
 
 
 def curve(proxy: Tensor, gold: Tensor | None = None) -> list[dict[str, float]]:
     """What best of n gives for n = 1, 2, 4, ... up to N, by the reward it chooses with and by a judge.
 
-    proxy, gold: (P, N), N replies to each of P prompts. Each point: n, kl_bound_nats, proxy, gold, and beats_another:
-    how often the chosen one has a higher proxy than another reply to the same prompt.
+    proxy, gold: (P, N), N replies to each of P prompts. Each point: n, kl_bound_nats, proxy, gold; and for n < N
+    beats_another and gold_beats_another, how often the chosen one is better than a reply that is not among the n.
     """
     points = []
     n = 1
     while n <= proxy.shape[1]:
         point = {"n": float(n), "kl_bound_nats": kl_bound(n), "proxy": float(expected_best(proxy, proxy, n).mean())}
-        beaten = (proxy[:, :, None] > proxy[:, None, :]).double().sum(dim=2)
-        beaten += 0.5 * ((proxy[:, :, None] == proxy[:, None, :]).double().sum(dim=2) - 1)
-        share = beaten / max(proxy.shape[1] - 1, 1)  # (P, N): how many of the others each reply beats
-        point["beats_another"] = float(expected_best(proxy, share, n).mean())
+        for name, value in (("", proxy), ("gold_", gold)):
+            if value is not None and n < proxy.shape[1]:
+                point[f"{name}beats_another"] = float(beats_another(proxy, value, n).mean())
         if gold is not None:
             point["gold"] = float(expected_best(proxy, gold, n).mean())
         points.append(point)
