@@ -216,12 +216,12 @@ def preset_config(
     return ModelConfig(**fields)
 
 
+def is_encoder(name: str) -> bool:
+    """Whether the preset is one that reads both directions and guesses hidden tokens: no decoder."""
+    return PRESETS[name].get("head", "lm") == "masked_lm"
+
+
 def is_decoder(name: str) -> bool:
     """Whether the preset is one that continues text: no encoder, logits over the vocabulary."""
     preset = PRESETS[name]
     return not preset.get("encoder_layers") and preset.get("head", "lm") == "lm"
-
-
-def is_encoder(name: str) -> bool:
-    """Whether the preset is one that reads both directions and guesses hidden tokens: no decoder."""
-    return PRESETS[name].get("head", "lm") == "masked_lm"

@@ -105,7 +105,7 @@ def _check_sources(recipe: Recipe, where: str) -> None:
         raise RecipeError(f"{where} [data.sources.world]: world means the built-in corpus; choose another name")
     legal = ["world", *declared]
     for stage in recipe.stages:
-        for name in named_sources(stage):
+        for name in _sources(stage):
             if name not in legal:
                 guess = nearest(name, legal)
                 hint = f"; did you mean '{guess}'?" if guess else ""
@@ -116,26 +116,26 @@ def _check_sources(recipe: Recipe, where: str) -> None:
         optional = stage.kind == "dpo" and stage.settings.comparisons is not None
         if "sources" in type(stage.settings).model_fields and not stage.settings.sources and not optional:
             raise RecipeError(f"{where} [{stage.name}]: sources is empty; name one or more of {', '.join(legal)}")
-    used = {name for stage in recipe.stages for name in named_sources(stage)}
+    used = {name for stage in recipe.stages for name in _sources(stage)}
     for name in declared:
         if name not in used:
             raise RecipeError(f"{where} [data.sources.{name}]: no stage names it in its sources, so it has no effect")
 
 
-def named_sources(stage: Stage) -> tuple[str, ...]:
-    """The names in the stage's `sources` and `heldout_sources`."""
-    fields = [name for name in ("sources", "heldout_sources") if name in type(stage.settings).model_fields]
-    return tuple(name for field in fields for name in stage.settings.__dict__[field])
+def _sources(stage: Stage) -> tuple[str, ...]:
+    fields = type(stage.settings).model_fields
+    keys = ("sources", "heldout_sources")
+    return tuple(name for key in keys if key in fields for name in stage.settings.__dict__[key])
 
 
 def _check_world(recipe: Recipe, where: str) -> None:
     """The world's amounts are set where they are needed, and only there."""
-    curates_world = any(stage.kind == "curate" and "world" in named_sources(stage) for stage in recipe.stages)
+    curates_world = any(stage.kind == "curate" and "world" in _sources(stage) for stage in recipe.stages)
     if curates_world and recipe.data.world is None:
         raise RecipeError(f'{where}: a curate stage reads "world"; say how much of it: [data.world] megabytes = 20')
     if recipe.data.world is not None and not curates_world:
         raise RecipeError(f'{where} [data.world]: no curate stage has "world" in its sources, so it has no effect')
-    asks_world = any("world" in named_sources(stage) for stage in recipe.stages)
+    asks_world = any("world" in _sources(stage) for stage in recipe.stages)
     for stage in recipe.stages:
         here, settings = f"{where} [{stage.name}]", stage.settings
         if stage.kind == "sft":
@@ -155,7 +155,7 @@ def _check_world(recipe: Recipe, where: str) -> None:
         if stage.kind in POLICIES and settings.reward == "verifiable":
             _refuse_changed(here, settings, "watch_every", "the gold curve is of stories, not of verified answers")
             _check_skills(here, settings.skills, asks_world)
-        if stage.kind == "finetune" and "world" in named_sources(stage):
+        if stage.kind == "finetune" and "world" in _sources(stage):
             raise RecipeError(f"{here}: the world has no labelled examples; name a table [data.sources.NAME] instead")
         if stage.kind == "evaluate" and asks_world and settings.prompts:
             raise RecipeError(f"{here}: prompts has no effect where the world asks its own questions; delete it")

@@ -11,7 +11,7 @@ from jielong.config import Settings, apply_override, config_hash, load_toml, pla
 from jielong.data.sources import Source
 from jielong.errors import RecipeError, nearest
 from jielong.recipe.classics import FinetuneSettings, MlmSettings
-from jielong.recipe.crosscheck import crosscheck, named_sources
+from jielong.recipe.crosscheck import crosscheck
 from jielong.recipe.preferences import BestOfNSettings, DpoSettings, GrpoSettings, PpoSettings, RewardSettings
 from jielong.recipe.settings import (
     CurateSettings,
@@ -91,7 +91,9 @@ class Recipe:
 
 def stage_sources(stage: Stage) -> tuple[str, ...]:
     """The names in the stage's `sources`, and in `heldout_sources`; () for kinds without."""
-    return named_sources(stage)
+    fields = type(stage.settings).model_fields
+    keys = ("sources", "heldout_sources")
+    return tuple(name for key in keys if key in fields for name in stage.settings.__dict__[key])
 
 
 def parse_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from jielong.errors import UsageError
 
+_IN_LAYER = re.compile(r"(^|\.)(layers|encoder)\.\d+\.")  # of either stack
 OPTIMIZERS = ("adamw", "muon")
 
 
@@ -64,10 +66,7 @@ def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
     return [
         parameter
         for name, parameter in model.named_parameters()
-        if parameter.ndim == 2
-        and parameter.requires_grad
-        and (name.startswith("encoder.") or "layers." in f".{name}")
-        and "router" not in name
+        if parameter.ndim == 2 and parameter.requires_grad and _IN_LAYER.search(name) and "router" not in name
     ]
 
 
