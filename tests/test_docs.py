@@ -22,7 +22,7 @@ from jielong.recipe.settings import (
     SourceSettings,
     WorldSettings,
 )
-from jielong.recipe.shape import ModelSettings, Shape, TranslatorSettings
+from jielong.recipe.shape import Shape, TranslatorSettings
 from jielong.report.page import HIGHLIGHTS
 from jielong.search.study import load_study, override, recipe_path
 
@@ -43,7 +43,7 @@ TABLES: dict[str, type[Settings]] = {
     "[data.sources.NAME]": SourceSettings,
     "Training": Optimisation,
     "Learning from rewards": PolicySettings,
-    "[STAGE.model]": ModelSettings,
+    "[STAGE.model]": Shape,
     "[translate.model]": TranslatorSettings,
     "[STAGE.lora]": LoraSettings,
     **{f"[{kind}]": settings for kind, settings in STAGE_SETTINGS.items()},
@@ -77,9 +77,8 @@ ROWS = recipe_rows()
 
 def own_fields(settings: type[Settings]) -> dict[str, Any]:
     """The fields of a table, but for those that all training stages share: they are explained once."""
-    all_bases = (Learning, Optimisation, PolicySettings)
+    all_bases = (Learning, Optimisation, PolicySettings, Shape)
     bases = [base for base in all_bases if issubclass(settings, base) and settings not in all_bases]
-    bases += [ModelSettings] if issubclass(settings, Shape) and settings is not ModelSettings else []
     shared = {name for base in bases for name in base.model_fields}
     return {name: field for name, field in settings.model_fields.items() if name not in shared}
 

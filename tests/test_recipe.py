@@ -485,9 +485,10 @@ def test_bytes_per_token_is_one_without_merges() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("mlm.model.preset=jie-s", "preset 'jie-s' is no encoder, which this stage trains: it has 4 decoder layers"),
-        ("mlm.model.decoder_layers=2", "decoder_layers = 2: unknown key; did you mean `encoder_layers`?"),
-        ("mlm.model.num_experts=2", "num_experts = 2: unknown key"),
+        ("mlm.model.preset=jie-s", "preset 'jie-s' is no encoder, which this stage trains: it has 0 encoder layers"),
+        ("mlm.model.decoder_layers=2", "only an encoder-only model"),
+        ("mlm.model.windows=[4]", "an encoder sees the whole row"),
+        ("mlm.model={preset='jie-encoder-s', num_experts=2, experts_per_token=1}", "want losses of their router"),
         ("mlm.mask_fraction=1.0", "mask_fraction = 1.0: must be less than 1"),
         ("finetune.task=translation", "must be 'classification', 'pairs', 'similarity', 'choice' or 'span'"),
         ('finetune.sources=["world", "reviews"]', "the world has no labelled examples"),

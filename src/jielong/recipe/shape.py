@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias, get_origin, get_type_hints
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_origin, get_type_hints
 
 from pydantic import Field, create_model, model_validator
 
@@ -22,19 +22,14 @@ from jielong.model.presets import PRESETS, is_decoder, is_encoder, is_translator
 NOT_KEYS = (
     "vocab_size", "max_length", "encoder_layers", "token_types", "head", "num_labels", "rope_scaling",
 )  # fmt: skip
-# The same of an encoder, whose layers all see the whole row; routers have losses of their own, which `mlm` has not.
-NOT_ENCODER_KEYS = (
-    "vocab_size", "max_length", "decoder_layers", "head", "num_labels", "rope_scaling", "windows", "num_experts",
-    "experts_per_token", "normalise_experts",
-)  # fmt: skip
 
 
-def _fields_model(left_out: tuple[str, ...]) -> type[Settings]:
-    """ModelConfig's other fields as a strict table, each None when left out."""
+def _fields_model() -> type[Settings]:
+    """ModelConfig's fields but for NOT_KEYS as a strict table, each None when left out."""
     hints = get_type_hints(ModelConfig)
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(ModelConfig):
-        if field.name not in left_out:
+        if field.name not in NOT_KEYS:
             hint = hints[field.name]
             kind = Annotated[hint, Field(strict=False)] if get_origin(hint) is tuple else hint
             fields[field.name] = (kind | None, None)
@@ -42,30 +37,23 @@ def _fields_model(left_out: tuple[str, ...]) -> type[Settings]:
 
 
 if TYPE_CHECKING:
-    ModelFields: TypeAlias = Settings
-    EncoderFields: TypeAlias = Settings
+    ModelFields = Settings
 else:
-    ModelFields, EncoderFields = _fields_model(NOT_KEYS), _fields_model(NOT_ENCODER_KEYS)
+    ModelFields = _fields_model()
 
 
-@dataclass(frozen=True)
-class Stack:
-    """Which kind of model a table describes.
+class Shape(ModelFields):
+    """What the tables of all kinds of model share: a preset, sizes, or a preset with some fields put differently.
 
-    layers: the keys that count its layers. example, presets: names of PRESETS. fixed: what explicit sizes imply.
+    FITS: the presets for a kind, NEEDS: sizes that it must say.
+
+    LACKS: what another preset lacks to be of the kind.
     """
 
-    kind: str
-    layers: tuple[str, ...]
-    example: str
-    presets: tuple[str, ...]
-    fixed: dict[str, Any]
-
-
-class Shape(Settings):
-    """What the tables of decoders and of encoders have in common."""
-
-    stack: ClassVar[Stack]
+    FITS: ClassVar[Callable[[str], bool]]
+    NEEDS: ClassVar[tuple[str, ...]]
+    EXAMPLE: ClassVar[str]
+    LACKS: ClassVar[str]
 
     preset: str | None = None
 
@@ -86,15 +74,16 @@ class Shape(Settings):
         return {name: value for name, value in self if name != "preset" and value is not None}
 
     def _check_preset(self, preset: str) -> None:
-        legal = self.stack.presets
+        fitting = [name for name in PRESETS if type(self).FITS(name)]
         if preset not in PRESETS:
-            guess = nearest(preset, legal)
+            guess = nearest(preset, fitting)
             hint = f"; did you mean '{guess}'?" if guess else ""
-            raise ValueError(f"preset '{preset}' is not known{hint} (legal: {', '.join(legal)})")
-        if preset not in legal:
+            raise ValueError(f"preset '{preset}' is not known{hint} (legal: {', '.join(fitting)})")
+        if preset not in fitting:
+            layers = PRESETS[preset].get("encoder_layers", 0)
             raise ValueError(
-                f"preset '{preset}' is no {self.stack.kind}, which this stage trains: it has {_stacks(preset)} "
-                f"(legal: {', '.join(legal)})"
+                f"preset '{preset}' is no {self.LACKS}, which this stage trains: it has {layers} encoder layers "
+                f"(legal: {', '.join(fitting)})"
             )
         usual = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
         for name, value in self._given().items():
@@ -103,11 +92,9 @@ class Shape(Settings):
 
     def _check_sizes(self) -> None:
         given = self._given()
-        missing = [name for name in ("width", *self.stack.layers, "num_heads") if name not in given]
+        missing = [name for name in self.NEEDS if name not in given]
         if missing:
-            raise ValueError(
-                f"wants a preset, for example '{self.stack.example}', or sizes; missing: {', '.join(missing)}"
-            )
+            raise ValueError(f"wants a preset, for example '{self.EXAMPLE}', or sizes; missing: {', '.join(missing)}")
         for name in ("width", "num_heads"):
             if given[name] < 1:
                 raise ValueError(f"{name} is {given[name]}; it must be a whole number, 1 or more")
@@ -138,37 +125,25 @@ class Shape(Settings):
             "head_size": given["width"] // given["num_heads"],
             "ffn_width": math.ceil(given["width"] * 8 / 3 / 32) * 32 if gated else 4 * given["width"],
         }
-        return {**self.stack.fixed, **derived, **given}
+        return {**derived, **given}
 
 
-class ModelSettings(Shape, ModelFields):
-    """[STAGE.model]: a decoder by a preset, by explicit sizes, or by a preset with some fields put differently."""
+class ModelSettings(Shape):
+    """[STAGE.model] of a decoder: a preset, explicit sizes, or a preset with some fields put differently."""
 
-    stack = Stack("decoder", ("decoder_layers",), "jie-s", tuple(filter(is_decoder, PRESETS)), {})
-
-
-class EncoderSettings(Shape, EncoderFields):
-    """[STAGE.model] of kind = "mlm": the same of an encoder, which learns to guess hidden tokens."""
-
-    stack = Stack(
-        "encoder",
-        ("encoder_layers",),
-        "jie-encoder-s",
-        tuple(filter(is_encoder, PRESETS)),
-        {"decoder_layers": 0, "token_types": 2, "head": "masked_lm"},
-    )
+    FITS = is_decoder
+    NEEDS = ("width", "decoder_layers", "num_heads")
+    EXAMPLE = "jie-s"
+    LACKS = "decoder"
 
 
-class TranslatorSettings(Shape, ModelFields):
-    """[translate.model]: the same of an encoder and a decoder, one to read and one to write."""
+class TranslatorSettings(Shape):
+    """[translate.model]: an encoder and a decoder, likewise."""
 
-    stack = Stack(
-        "encoder-decoder",
-        ("encoder_layers", "decoder_layers"),
-        "transformer-small",
-        tuple(filter(is_translator, PRESETS)),
-        {},
-    )
+    FITS = is_translator
+    NEEDS = ("width", "encoder_layers", "decoder_layers", "num_heads")
+    EXAMPLE = "transformer-small"
+    LACKS = "encoder-decoder"
 
     encoder_layers: Annotated[int, Field(ge=1)] | None = None
 
@@ -179,6 +154,24 @@ class TranslatorSettings(Shape, ModelFields):
         return self
 
 
-def _stacks(preset: str) -> str:
-    counts = {kind: PRESETS[preset].get(f"{kind}_layers", 0) for kind in ("encoder", "decoder")}
-    return " and ".join(f"{number} {kind} layers" for kind, number in counts.items() if number)
+class EncoderSettings(Shape):
+    """[mlm.model]: an encoder that learns to guess hidden tokens, likewise."""
+
+    FITS = is_encoder
+    NEEDS = ("width", "encoder_layers", "num_heads")
+    EXAMPLE = "jie-encoder-s"
+    LACKS = "encoder"
+
+    encoder_layers: Annotated[int, Field(ge=1)] | None = None
+    token_types: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _check_router(self) -> EncoderSettings:
+        if self.sizes().get("num_experts"):
+            raise ValueError("num_experts: experts want losses of their router, which this stage has not; delete it")
+        return self
+
+    def sizes(self) -> dict[str, Any]:
+        """ModelConfig's fields but for vocab_size and max_length."""
+        implied = {"decoder_layers": 0, "token_types": 2, "head": "masked_lm"} if self.preset is None else {}
+        return {**implied, **super().sizes()}
