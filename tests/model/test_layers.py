@@ -138,3 +138,17 @@ def test_token_types(build_family, tokens: torch.Tensor) -> None:  # type: ignor
     torch.testing.assert_close(types(x, tokens % 2), types.weight[tokens % 2])
     with pytest.raises(ModelError, match="token_types is 0"):
         NoTokenTypes()(x, tokens)
+
+
+def test_dropout_by_bytes() -> None:
+    """A share of the nearest 256th, and a scale of its own; torch's generator decides; none at all in eval()."""
+    drop = build_dropout(0.1)
+    torch.manual_seed(0)
+    ones = torch.ones(301, 7, requires_grad=True)  # no multiple of eight
+    dropped = drop(ones)
+    assert dropped.unique().tolist() == pytest.approx([0.0, 256 / 230])
+    torch.manual_seed(0)
+    assert torch.equal(drop(ones), dropped)
+    dropped.sum().backward()
+    assert torch.equal(ones.grad, dropped.detach())
+    assert drop.eval()(ones) is ones

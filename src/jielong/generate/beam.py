@@ -80,8 +80,8 @@ class Decoder(Protocol):
         """The next token of every row read, (R,) int64: logits (R, V) of the one after it."""
         ...
 
-    def select(self, rows: Tensor, same_sources: bool) -> None:
-        """Keep these rows (R',) int64, in this order. same_sources: each takes the place of one of its sentence."""
+    def select(self, rows: Tensor, sentences: Tensor | None) -> None:
+        """Keep these rows (R',) int64, in this order, K of each sentence. sentences: those left, None for all."""
         ...
 
 
@@ -144,14 +144,15 @@ def beam_search(
         ends = torch.isin(tokens, stops) | (bounds == step + 1)[:, None]  # (B, C)
         candidates = written.gather(1, parents[..., None].expand(-1, -1, longest))  # (B, C, T)
         candidates[..., step] = tokens
-        normed = (totals / config.divisor(step + 1)).masked_fill(~ends, -math.inf)
-        ended.merge(normed[:, :beam], totals[:, :beam], step + 1, candidates[:, :beam])
+        if bool(ends.any()):
+            normed = (totals / config.divisor(step + 1)).masked_fill(~ends, -math.inf)
+            ended.merge(normed[:, :beam], totals[:, :beam], step + 1, candidates[:, :beam])
         scores, chosen = totals.masked_fill(ends, -math.inf).topk(beam, dim=1)  # (B, K)
         done = _done(scores, ended.scores, step + 1, bounds, config)
         # A sentence that is done is told at once, and goes on unheard until there are enough of them to be dropped.
-        for index in done.nonzero()[:, 0].tolist():
-            if not results[int(sentences[index])]:
-                results[int(sentences[index])] = ended.hypotheses(index, config.num_best)
+        for index, sentence in enumerate(sentences.tolist()):
+            if bool(done[index]) and not results[sentence]:
+                results[sentence] = ended.hypotheses(index, config.num_best)
         told = torch.tensor([bool(results[sentence]) for sentence in sentences.tolist()])
         if bool(told.all()):
             break
@@ -159,18 +160,14 @@ def beam_search(
         rows = (torch.arange(len(told))[:, None] * beam + parents.gather(1, chosen))[kept].flatten()
         written = candidates.gather(1, chosen[..., None].expand(-1, -1, longest))[kept]
         ids = tokens.gather(1, chosen)[kept].flatten()
-        _move(decoder, rows, same_sources=len(kept) == len(told))
         if len(kept) < len(told):
+            decoder.select(rows, kept)
             sentences, bounds = sentences[kept], bounds[kept]
             ended.keep(kept)
+        elif not torch.equal(rows, torch.arange(len(rows))):  # some beam takes the place of another
+            decoder.select(rows, None)
         scores = scores[kept]
     return results
-
-
-def _move(decoder: Decoder, rows: Tensor, same_sources: bool) -> None:
-    """Let the rows of the decoder follow the beams, where any has moved."""
-    if not same_sources or not torch.equal(rows, torch.arange(len(rows))):
-        decoder.select(rows, same_sources)
 
 
 def _continuations(logits: Tensor, scores: Tensor, num_kept: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,17 +175,24 @@ def _continuations(logits: Tensor, scores: Tensor, num_kept: int) -> tuple[Tenso
 
     logits: (R, V); scores: (B, K) of the beams. C is num_kept, or all there are.
     """
-    logprobs = logits.float().log_softmax(dim=-1).to("cpu")
+    scores = scores.to(logits.device)
     num_sentences, beam = scores.shape
-    totals = (logprobs.view(num_sentences, beam, -1) + scores[..., None]).flatten(1)  # (B, K V)
+    logits = logits.float()
+    # The best of a sentence are among the best of its beams; so no table of all log-probabilities is made.
+    own, own_tokens = logits.topk(min(num_kept, logits.shape[-1]), dim=-1)  # (R, C)
+    # log-normaliser = peak - log p(peak): torch.logsumexp takes twice as long as softmax
+    normaliser = own[:, :1] - logits.softmax(dim=-1).gather(1, own_tokens[:, :1]).log()
+    logprobs = (own - normaliser).view(num_sentences, beam, -1)
+    totals = (logprobs + scores[..., None]).flatten(1)  # (B, K C)
     best, index = totals.topk(min(num_kept, totals.shape[1]), dim=1)
+    tokens = own_tokens.view(num_sentences, -1).gather(1, index)
+    best, parents, tokens = best.to("cpu"), (index // own.shape[1]).to("cpu"), tokens.to("cpu")
     if bool(best[:, 0].isnan().any()):
         raise ModelError(
             "the model's scores for the next token are not finite numbers (NaN): its weights are damaged or its "
             "training diverged; go back to an earlier checkpoint"
         )
-    vocab_size = logits.shape[-1]
-    return best, index // vocab_size, index % vocab_size
+    return best, parents, tokens
 
 
 def _done(running: Tensor, ended: Tensor, num_tokens: int, bounds: Tensor, config: BeamConfig) -> Tensor:

@@ -71,6 +71,10 @@ class KeyValueCache:
         self._longest = self.num_keys(self._num_written)
         self._slots = None
 
+    def select_sources(self, kept: Tensor) -> None:
+        """Keep only these sources, where they are fewer than the rows that read them."""
+        self.sources = {layer: (keys[kept], values[kept]) for layer, (keys, values) in self.sources.items()}
+
     def select(self, rows: Tensor, same_sources: bool = False) -> None:
         """Keep only these rows (B',) int64, in this order.
 
@@ -85,6 +89,6 @@ class KeyValueCache:
             self.values = [buffer[rows] for buffer in self.values]
         self.lengths = self.lengths[rows]
         if not same_sources:
-            self.sources = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.sources.items()}
+            self.select_sources(rows)
         self._longest = int(self.lengths.max()) if len(rows) else 0
         self._slots = None

@@ -20,20 +20,21 @@ def begin_decoding(
     """A decoder of B * beam rows that has read the sources, (B, S) ids and segments; capacity: most tokens of a row."""
     source, segments = source.to(runtime.device), segments.to(runtime.device)
     with runtime.autocast(), torch.inference_mode():
-        memory = model.encode(source, segments).repeat_interleave(beam, dim=0)
-        rows = segments.repeat_interleave(beam, dim=0)
+        memory = model.encode(source, segments)
         if isinstance(model, Recurrent):
-            return _RecurrentDecoder(model, memory, rows)
-        return _TransformerDecoder(model, memory, rows, capacity, runtime)
+            return _RecurrentDecoder(model, *(one.repeat_interleave(beam, dim=0) for one in (memory, segments)))
+        cache = KeyValueCache(model.config, beam * len(memory), capacity, runtime.dtype, runtime.device)
+        return _TransformerDecoder(model, memory, segments, cache, runtime)
 
 
 class _TransformerDecoder:
-    """Keys and values of what is written and of the sources stand in a cache."""
+    """Keys and values of what is written and of the sources stand in a cache; a sentence's beams share its source."""
 
-    def __init__(self, model: Transformer, memory: Tensor, segments: Tensor, capacity: int, runtime: Runtime) -> None:
-        self._model, self._segments, self._runtime = model, segments, runtime
+    def __init__(
+        self, model: Transformer, memory: Tensor, segments: Tensor, cache: KeyValueCache, runtime: Runtime
+    ) -> None:
+        self._model, self._segments, self._cache, self._runtime = model, segments, cache, runtime
         self._memory: Tensor | None = memory  # until the cache has read it
-        self._cache = KeyValueCache(model.config, len(memory), capacity, runtime.dtype, runtime.device)
 
     def step(self, ids: Tensor) -> Tensor:
         ids = ids.to(self._runtime.device)
@@ -43,11 +44,12 @@ class _TransformerDecoder:
             self._cache.advance(torch.ones_like(ids))
             return self._model.unembed(hidden[:, 0])
 
-    def select(self, rows: Tensor, same_sources: bool) -> None:
-        rows = rows.to(self._runtime.device)
-        self._cache.select(rows, same_sources)
-        if not same_sources:
-            self._segments = self._segments[rows]
+    def select(self, rows: Tensor, sentences: Tensor | None) -> None:
+        self._cache.select(rows.to(self._runtime.device), same_sources=True)
+        if sentences is not None:
+            sentences = sentences.to(self._runtime.device)
+            self._cache.select_sources(sentences)
+            self._segments = self._segments[sentences]
 
 
 class _RecurrentDecoder:
@@ -62,8 +64,8 @@ class _RecurrentDecoder:
         hidden, self._state = self._model.step(ids[:, None], self._state, self._memory, self._segments)
         return self._model.unembed(hidden[:, 0])
 
-    def select(self, rows: Tensor, same_sources: bool) -> None:
+    def select(self, rows: Tensor, sentences: Tensor | None) -> None:
         rows = rows.to(self._memory.device)
         self._state = self._state[0][:, rows].contiguous(), self._state[1][:, rows].contiguous()
-        if not same_sources:
+        if sentences is not None:
             self._memory, self._segments = self._memory[rows], self._segments[rows]

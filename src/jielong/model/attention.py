@@ -68,7 +68,9 @@ class NormedAttention(Attention):
 class CrossAttention(nn.Module):
     """Multi-head attention of a decoder to the source: queries from x, keys and values from the memory, not turned.
 
-    Every decoder layer reads the last layer of the encoder. Keys and values are not normed where qk_norm is on.
+    Every decoder layer reads the last layer of the encoder. Several rows may read one source, as the beams of a
+    sentence do: of B G rows, b G to b G + G - 1 read source b of B, to which they are so many more queries.
+    Keys and values are not normed where qk_norm is on.
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3.
     """
 
@@ -80,10 +82,10 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(config.num_heads * config.head_size, config.width, bias=config.out_bias)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        queries = self.q(x).unflatten(2, (-1, self.heads.head_size)).transpose(1, 2)  # (B, N, T, H)
         keys, values = context.source(self.heads.layer, partial(self._keys_values, context.memory))
-        output = context.weigh(queries, keys, values, context.memory_bias, context, self.heads)
-        mixed: Tensor = self.out(output.transpose(1, 2).flatten(2))
+        split = self.q(x).view(len(keys), -1, self.heads.num_heads, self.heads.head_size)  # (B, G T, N, H)
+        output = context.weigh(split.transpose(1, 2), keys, values, context.memory_bias, context, self.heads)
+        mixed: Tensor = self.out(output.transpose(1, 2).reshape(*x.shape[:2], -1))
         return mixed
 
     def _keys_values(self, memory: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -91,5 +93,5 @@ class CrossAttention(nn.Module):
         if memory is None:
             raise ModelError("the decoder attends to a source: give `memory`, or a cache that has read it")
         split = self.kv(memory).unflatten(2, (2, -1, self.heads.head_size))  # (B, S, 2, K, H)
-        keys, values = split.permute(2, 0, 3, 1, 4)
+        keys, values = split.permute(2, 0, 3, 1, 4).contiguous()  # once: every step of a decoding reads them
         return keys, values
