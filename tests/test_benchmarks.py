@@ -242,7 +242,7 @@ def test_contenders_take_turns(script: Any) -> None:
 
 
 SCRIPTS = ["seeds", "shakespeare", "training_speed", "decode_speed", "load_speed", "labels_curve", "gpt1_ablation"]
-SCRIPTS += ["engine_speed", "serve_load"]
+SCRIPTS += ["engine_speed", "serve_load", "beam_speed"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -314,6 +314,16 @@ def test_engine_speed_in_miniature(
     options = type("Options", (), {"new_tokens": 5, "contenders": ["transformers"], "blocks": 1, "block_seconds": 0.0})
     speed.measure(1, options, tmp_path, (model, tokenizer))
     assert "| jielong float32" in capsys.readouterr().out
+def test_both_beams_find_the_same(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    speed = script("beam_speed")
+    chosen = ["--random", "--sentences", "6", "--rows", "3", "--beam", "2", "--new-tokens", "5", "--blocks", "1"]
+    assert speed.main(chosen) == 0
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
+    assert [(row[1].strip(), row[-2].strip()) for row in rows] == [
+        ("jielong", "100.0 %"), ("transformers", "100.0 %")
+    ]  # fmt: skip
+    one, other = speed.Hypothesis([1, 2], -1.0, 0.0), speed.Hypothesis([1, 3], -1.0, 0.0)
+    assert speed.same_share([[one], [one, other]], [[one], [other, one]]) == 0.5
 
 
 def test_load_speed_in_miniature(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

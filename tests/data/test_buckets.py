@@ -50,6 +50,19 @@ def test_a_step_is_a_function_of_the_seed_and_itself() -> None:
     assert orders[0] != orders[1]
 
 
+def test_a_batch_is_dealt_out_whole() -> None:
+    """With three processes a step has the same pairs; one that would get none reads one that is not scored."""
+    whole, dealt = PairLoader(*lists(), BUDGET, seed=5), PairLoader(*lists(), BUDGET, seed=5, parts=3)
+    idle = 0
+    for step in range(whole.num_batches):
+        (batch,), parts = whole.batches(step), dealt.batches(step)
+        assert len(parts) == 3 and sum(part.num_units for part in parts) == batch.num_units
+        seen = [number for part in parts if part.num_units for number in part.source[:, 0].tolist()]
+        assert sorted(seen) == sorted(batch.source[:, 0].tolist())
+        idle += sum(not part.mask.any() for part in parts)
+    assert idle > 0
+
+
 def test_epochs_come_in_another_order() -> None:
     loader = PairLoader(*lists(), BUDGET, seed=5)
     epochs = [[int(loader.batches(e * loader.num_batches + s)[0].source[0, 0]) for s in range(20)] for e in range(2)]

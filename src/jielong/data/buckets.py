@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ class PairLoader:
     into batches whose rows times the longest side are at most batch_tokens; the batches then come in random order. The
     lengths in that order are the same in every epoch, so the cuts are too, and step k is a function of k and the seed.
 
-    sources, targets: ids, a target from its start token to its end. accumulate: batches of one step.
+    sources, targets: ids, a target from its start token to its end. accumulate: batches of one step. parts: each batch
+    is dealt out to so many processes, so that a step's pairs do not depend on their number.
     num_steps_per_epoch: steps after which every pair has been visited at least once. padding_share: of all places of
     the batches, both sides, how many hold no token.
     Raises UsageError when a count is below 1 or a pair is longer than batch_tokens, DataError without any pair.
@@ -32,13 +34,14 @@ class PairLoader:
         batch_tokens: int,
         seed: int,
         accumulate: int = 1,
+        parts: int = 1,
     ) -> None:
         if batch_tokens < 1 or accumulate < 1:
             raise UsageError(f"batch_tokens is {batch_tokens} and accumulate is {accumulate}, both must be at least 1")
         if not sources:
             raise DataError("there is no pair to learn from")
         self._sources, self._targets = _Ragged(sources), _Ragged(targets)
-        self._seed, self._accumulate = seed, accumulate
+        self._seed, self._accumulate, self._parts = seed, accumulate, parts
         lengths = self._targets.lengths * (int(self._sources.lengths.max()) + 1) + self._sources.lengths
         self._keys = lengths  # (N,), by which pairs are ordered
         order = lengths.argsort(stable=True)
@@ -49,16 +52,24 @@ class PairLoader:
         self.padding_share = self._padding(order)
 
     def batches(self, step: int) -> list[Batch]:
-        """The `accumulate` batches of a step, counted from 0."""
+        """The `accumulate` batches of a step, counted from 0, each in `parts`: those of one batch follow each other."""
         if step < 0:
             raise ValueError(f"step is {step}, must not be negative")
-        return [self._batch(step * self._accumulate + index) for index in range(self._accumulate)]
+        positions = range(step * self._accumulate, (step + 1) * self._accumulate)
+        return [batch for position in positions for batch in self._dealt(position)]
 
-    def _batch(self, position: int) -> Batch:
+    def _dealt(self, position: int) -> list[Batch]:
         rows, batches = self._epoch(position // self.num_batches)
         number = int(batches[position % self.num_batches])
         chosen = rows[self._cuts[number] : self._cuts[number + 1]]
-        return pair_batch(self._sources.rows(chosen), self._targets.rows(chosen))
+        return [self._batch(chosen[part :: self._parts], chosen) for part in range(self._parts)]
+
+    def _batch(self, part: Tensor, whole: Tensor) -> Batch:
+        """The batch of some rows. Where there are fewer pairs than processes, one is read that nothing is scored of."""
+        if len(part):
+            return pair_batch(self._sources.rows(part), self._targets.rows(part))
+        batch = pair_batch(self._sources.rows(whole[:1]), self._targets.rows(whole[:1]))
+        return replace(batch, mask=torch.zeros_like(batch.mask), num_units=0)
 
     def _epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
         """(pairs in order of length, order of the batches); those of two epochs are kept."""

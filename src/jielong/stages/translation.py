@@ -40,7 +40,8 @@ def run_translate(context: Context) -> dict[str, Any]:
     write_json(context.folder / "pairs.json", ledger.__dict__)
     _tell(context, ledger)
     heldout = encode(tokenizer, validation, settings.context_tokens, None)
-    loader = PairLoader(*encoded, settings.batch_tokens, context.seed, settings.accumulate)
+    parts = context.runtime.world_size
+    loader = PairLoader(*encoded, settings.batch_tokens, context.seed, settings.accumulate, parts)
     model = build(context, tokenizer.vocab_size)
     model.init_weights(context.runtime.generator(context.name, "weights"))
     model.to(context.runtime.device)
@@ -49,7 +50,6 @@ def run_translate(context: Context) -> dict[str, Any]:
     num_steps = settings.steps(loader.num_steps_per_epoch)
     objective = translation(settings.label_smoothing)
     totals = train(context, model, objective, loader.batches, num_steps, watch.evaluate)
-    last = watch.evaluate(totals.steps)
     watch.average()
     folder, provenance = context.folder / "model", context.provenance(totals.steps)
     if isinstance(model, Recurrent):
@@ -63,7 +63,7 @@ def run_translate(context: Context) -> dict[str, Any]:
     return {
         **figures,
         "heldout_loss_nats": watch.loss(),
-        "last_heldout_loss_nats": last["heldout_loss_nats"],
+        "last_heldout_loss_nats": watch.last["heldout_loss_nats"],
         "pairs": len(encoded[0]),
         "validation_pairs": len(validation),
         **{name: value for name, value in ledger.__dict__.items() if name != "named"},
@@ -141,6 +141,7 @@ class _Watch:
         self._snapshots = context.folder / "snapshots"
         self._translator = Translator(model, tokenizer)
         self._objective = translation(0.0)
+        self.last: dict[str, float] = {}  # figures of the newest evaluation
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Loss on all validation pairs, BLEU of greedy translations of the first; keeps the weights of this step."""
@@ -151,7 +152,8 @@ class _Watch:
         self._model.eval()
         shown = self._pairs[: self._settings.watch_pairs]
         scores = self._scores(self._translate(shown, 1), shown)
-        return {"heldout_loss_nats": self.loss(), "watched_bleu": scores["bleu"]}
+        self.last = {"heldout_loss_nats": self.loss(), "watched_bleu": scores["bleu"]}
+        return self.last
 
     @torch.no_grad()
     def loss(self) -> float:
