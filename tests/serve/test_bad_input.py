@@ -226,7 +226,6 @@ async def test_methods_and_paths(client: httpx2.AsyncClient) -> None:
     head = await client.request("HEAD", "/v1/models")
     assert head.status_code == 200 and head.content == b""
     for path in (
-        "/",
         "/v1",
         "/v1/completions/",
         "/v1//completions",
