@@ -48,7 +48,7 @@ async def test_every_route_needs_the_key(lab: Lab, tmp_path: Path) -> None:
     routes = [route for route in app.routes if isinstance(route, Route)]
     assert len(routes) > 12
     public = {route.path for route in routes if is_public(route.path)}
-    assert public == {"/", "/health", "/web/{path:path}"}
+    assert public == {"/", "/inside", "/training", "/playground", "/health", "/web/{path:path}"}
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
         for path in [*(route.path for route in routes if not is_public(route.path)), "/nowhere", "/api/votes", "/web"]:
