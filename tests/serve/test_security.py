@@ -16,7 +16,7 @@ from starlette.routing import Route
 from jielong.errors import UsageError
 from jielong.serve.api import build_app
 from jielong.serve.journal import LogLines
-from jielong.serve.pages import FACES, Pages, page_headers
+from jielong.serve.pages import Pages, page_headers
 from jielong.serve.security import Gate, host_name, is_public
 from jielong.serve.service import LOG
 from jielong.serve.settings import ServeSettings, read_keys
@@ -48,7 +48,7 @@ async def test_every_route_needs_the_key(lab: Lab, tmp_path: Path) -> None:
     routes = [route for route in app.routes if isinstance(route, Route)]
     assert len(routes) > 12
     public = {route.path for route in routes if is_public(route.path)}
-    assert public == {*FACES, "/health", "/web/{path:path}"}
+    assert public == {"/", "/inside", "/training", "/playground", "/health", "/web/{path:path}"}
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
         for path in [*(route.path for route in routes if not is_public(route.path)), "/nowhere", "/api/votes", "/web"]:
