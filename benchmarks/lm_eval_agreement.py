@@ -44,6 +44,7 @@ PEERS: dict[str, dict[str, Any]] = {
     },
     "arc_easy": {**_OPTIONS, "doc_to_text": "{{query}}\nAnswer:"},
     "piqa": {**_OPTIONS, "doc_to_text": "{{query.strip()}}\nAnswer:"},
+    "boolq": {**_OPTIONS, "doc_to_text": "{{query}}\nAnswer:"},  # passages longer than the context
     "winograd": {
         "output_type": "multiple_choice",
         "doc_to_text": "gold",
@@ -80,7 +81,7 @@ def build_model(folder: Path, texts: list[str], seed: int = 0) -> None:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=spelling.get_vocab_size(), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
         bos_token_id=0, eos_token_id=1, initializer_range=0.1,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)

@@ -43,6 +43,7 @@ CHAIN = {
     "+ layer by layer": replace(DECODER_ONLY, causal_source=False),
     "+ causal source = decoder-only": DECODER_ONLY,
 }
+BUDGETS = ("depth", "parameters")
 Pair = tuple[list[str], list[str]]
 
 
@@ -134,7 +135,7 @@ def train_one(
     options: argparse.Namespace,
     seed: int,
 ) -> dict[str, float]:
-    """{"loss_nats", "exact", "seconds", "parameters"}: held-out figures after training, and the time of its steps."""
+    """{"loss_nats", "exact", "parameters"}: held-out figures after training."""
     runtime = Runtime(torch.device("cpu"), torch.float32, seed)
     training, heldout = data
     ids = vocabulary([*training, *heldout])
@@ -149,8 +150,8 @@ def train_one(
     def schedule(step: int) -> float:
         return multiplier(step, kind="cosine", warmup_steps=options.steps // 20, num_steps=options.steps)
 
-    steps = fit(model, optimizer, batches, objective, schedule, runtime, FitConfig(num_steps=options.steps))
-    seconds = sum(stats.seconds for stats in steps)
+    for _ in fit(model, optimizer, batches, objective, schedule, runtime, FitConfig(num_steps=options.steps)):
+        pass
     model.eval()
     rows = lay_out(heldout, ids)
     with torch.no_grad():
@@ -158,42 +159,43 @@ def train_one(
     said = model.greedy(rows.source, rows.segments, FIRST, END, rows.tokens.shape[1])
     right = [row == [ids[word] for word in target] for row, (_, target) in zip(said, heldout, strict=True)]
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"loss_nats": loss, "exact": sum(right) / len(right), "seconds": seconds, "parameters": parameters}
+    return {"loss_nats": loss, "exact": sum(right) / len(right), "parameters": parameters}
 
 
 def lab(options: argparse.Namespace) -> list[dict[str, object]]:
-    """One record a seed, task, structure and budget. Those that stand in records.jsonl are not made again."""
+    """One record a seed, budget, task and structure. Those that stand in records.jsonl are not made again."""
     path = options.out / "records.jsonl"
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    known = {tuple(record[key] for key in ("seed", "task", "structure", "budget")) for record in records}
-    for seed, task in itertools.product(range(options.seeds), options.tasks):
+    known = {tuple(record[key] for key in ("seed", "budget", "task", "structure")) for record in records}
+    for seed, budget, task in itertools.product(range(options.seeds), BUDGETS, options.tasks):
         data = TASKS[task]("train", options.pairs, seed), TASKS[task]("heldout", options.heldout, seed)
         base = base_config(NUM_SPECIAL + len(vocabulary([*data[0], *data[1]])), options.width, options.layers)
-        for name, budget, config in budgets(base):
-            if (seed, task, name, budget) in known:
+        for name, config in models(base, budget):
+            if (seed, budget, task, name) in known:
                 continue
             found = train_one(config, CHAIN[name], data, options, seed)
-            record = {"seed": seed, "task": task, "structure": name, "budget": budget, **found}
+            record = {"seed": seed, "budget": budget, "task": task, "structure": name, **found}
             records.append({**record, "layers": config.decoder_layers, "ffn_width": config.ffn_width})
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(records[-1]) + "\n")
     return records
 
 
-def budgets(base: ModelConfig) -> Iterator[tuple[str, str, ModelConfig]]:
-    """(structure, budget, config) of every model; the first of the chain is what the others are made equal to."""
+def models(base: ModelConfig, budget: str) -> Iterator[tuple[str, ModelConfig]]:
+    """(structure, config) of every model; the first of the chain is what the others are made equal to."""
     wanted = count(base, ENCODER_DECODER)
     for name, structure in CHAIN.items():
-        yield name, "depth", base
-        if structure != ENCODER_DECODER:
-            yield name, "parameters", of_equal_parameters(base, structure, wanted)
+        if budget == "depth":
+            yield name, base
+        elif structure != ENCODER_DECODER:
+            yield name, of_equal_parameters(base, structure, wanted)
 
 
 # What a conversation costs
 
 
 def turns(options: argparse.Namespace, runtime: Runtime) -> list[dict[str, float]]:
-    """For each turn the milliseconds until the reply can begin: the whole conversation read anew, or what is new."""
+    """For each turn the processor's milliseconds until the reply can begin: all read anew, or what is new alone."""
     num, length = options.turns, options.turn_tokens
     config = ModelConfig(
         vocab_size=2048, max_length=num * length, width=256, decoder_layers=4, num_heads=4, num_kv_heads=4,
@@ -211,13 +213,13 @@ def turns(options: argparse.Namespace, runtime: Runtime) -> list[dict[str, float
             cache = KeyValueCache(config, 1, num * length, torch.float32, torch.device("cpu"))
             for turn in range(num):
                 start, end = turn * length, (turn + 1) * length
-                began = time.perf_counter()
+                began = time.process_time()
                 causal.hidden(tokens[:, start:end], cache=cache)
                 cache.advance(torch.tensor([length]))
-                spent["kept"][turn].append(time.perf_counter() - began)
-                began = time.perf_counter()
+                spent["kept"][turn].append(time.process_time() - began)
+                began = time.process_time()
                 both_ways.hidden(tokens[:, :end])
-                spent["anew"][turn].append(time.perf_counter() - began)
+                spent["anew"][turn].append(time.process_time() - began)
     return [
         {
             "turn": turn + 1,
@@ -238,9 +240,7 @@ def summary(records: Sequence[dict[str, object]]) -> list[list[str]]:
         groups.setdefault((str(record["task"]), str(record["budget"]), str(record["structure"])), []).append(record)
     lines = []
     for (task, budget, structure), found in sorted(groups.items(), key=lambda one: (one[0][0], one[0][1])):
-        values = {
-            name: [float(str(one[name])) for one in found] for name in ("exact", "loss_nats", "seconds", "parameters")
-        }
+        values = {name: [float(str(one[name])) for one in found] for name in ("exact", "loss_nats", "parameters")}
         exact = values["exact"]
         lines.append(
             [
@@ -250,7 +250,6 @@ def summary(records: Sequence[dict[str, object]]) -> list[list[str]]:
                 f"{statistics.mean(values['parameters']):,.0f}",
                 f"{100 * statistics.mean(exact):.1f} % ({100 * min(exact):.1f} – {100 * max(exact):.1f})",
                 f"{statistics.mean(values['loss_nats']):.4f}",
-                f"{statistics.mean(values['seconds']):.1f}",
             ]
         )
     return lines
@@ -277,7 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
     records, by_turn = lab(options), turns(options, runtime)
     (options.out / "turns.json").write_text(json.dumps(by_turn, indent=1) + "\n", encoding="utf-8")
     draw(records, by_turn, list(CHAIN), options.out / "structure.png")
-    header = ["pairs", "budget", "structure", "parameters", "exact on unseen (range)", "loss, nats", "seconds"]
+    header = ["pairs", "budget", "structure", "parameters", "exact on unseen (range)", "loss, nats"]
     print(markdown_table(header, summary(records)))
     rows = [
         [f"{one[key]:.0f}" for key in ("turn", "tokens")] + [f"{one[key]:.1f}" for key in ("kept", "anew")]

@@ -33,9 +33,12 @@ def test_the_pairs_are_what_they_say(script: ModuleType) -> None:
 def test_equal_parameters_are_equal(script: ModuleType) -> None:
     base = script.base_config(40, 32, 2)
     wanted = script.count(base, script.ENCODER_DECODER)
-    for name, budget, config in script.budgets(base):
+    assert len(list(script.models(base, "depth"))) == 5
+    equal = dict(script.models(base, "parameters"))
+    assert len(equal) == 4
+    for name, config in equal.items():
         found = script.count(config, script.CHAIN[name])
-        assert budget == "depth" or abs(found - wanted) < 0.01 * wanted, (name, found, wanted)
+        assert abs(found - wanted) < 0.01 * wanted, (name, found, wanted)
 
 
 def test_the_lab_goes_on_where_it_was(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
