@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment_figure import draw
-from alignment_fit import Fit, Point, at, fit_gao, windows
+from alignment_fit import Fit, Point, at, fit_gao, held, windows
 from alignment_runs import (
     RandomReward,
     Result,
@@ -184,12 +184,11 @@ def _before(label: str, results: dict[str, Result]) -> float:
 def _with_start(result: Result, start: Result, seconds: float) -> list[Point]:
     """The points of a method from where all begin, gold as the difference, seconds with all that came before."""
     before = seconds + float(result.get("before", 0.0))
-    first = {"seconds": before, "kl_nats": 0.0, "gold": 0.0, "proxy": 0.0, "gold_win_rate": 0.5}
-    rest = [
-        {**p, "seconds": p["seconds"] + before, "gold": p["gold"] - start["gold"], "proxy": p["proxy"] - start["proxy"]}
-        for p in result["points"]
-    ]
-    return [first, *rest]
+    points = [{"seconds": before, "kl_nats": 0.0, "distance": 0.0, "gold": 0.0, "proxy": 0.0, "gold_win_rate": 0.5}]
+    for p in result["points"]:
+        moved = {"seconds": p["seconds"] + before, "distance": math.sqrt(max(p["kl_nats"], 0.0))}
+        points.append({**p, **moved, **{name: p[name] - start[name] for name in ("gold", "proxy")}})
+    return points
 
 
 def report(results: dict[str, Result], summary: dict[str, Any]) -> str:
@@ -246,15 +245,16 @@ def _policies(results: dict[str, Result]) -> str:
 
 
 def _equal(summary: dict[str, Any]) -> str:
-    """Gold at equal distance and at equal time; a dash where a method never came there."""
+    """Gold at equal distance and at equal time; a dash where a method never came there, or had not begun."""
     methods = summary["methods"]
-    places = [("kl_nats", kl, f"KL {kl:g}") for kl in (0.5, 1.0, 2.0, 4.0)]
-    places += [("seconds", seconds, f"{seconds:.0f} s") for seconds in (60.0, 120.0, 180.0, 240.0)]
+    distances, times = (0.5, 1.0, 2.0, 3.0, 5.0), (20.0, 70.0, 90.0, 110.0, 130.0, 150.0)
     rows = []
     for label, points in methods.items():
-        values = [at(points, along, place, "gold") for along, place, _ in places]
-        rows.append((label, *("–" if value is None else f"{value:+.3f}" for value in values)))
-    head = ("gold above SFT", *(title for _, _, title in places))
+        # On straight lines over the root of the KL, along which rewards are nearly straight.
+        values = [at(points, "distance", math.sqrt(kl), "gold") for kl in distances]
+        values += [held(points, "seconds", seconds, "gold") for seconds in times]
+        rows.append((label, *("–" if value is None else f"{value:+.2f}" for value in values)))
+    head = ("gold above SFT", *(f"KL {kl:g}" for kl in distances), *(f"{seconds:.0f} s" for seconds in times))
     return "At equal distance and at equal time\n\n" + markdown_table(head, rows) if rows else ""
 
 

@@ -67,6 +67,14 @@ def at(points: Sequence[Point], along: str, place: float, name: str) -> float | 
     return None
 
 
+def held(points: Sequence[Point], along: str, place: float, name: str) -> float | None:
+    """As `at`, but what has ended keeps its last value; None before the first point. For time, which only grows."""
+    if place < float(points[0][along]):
+        return None
+    found = at(points, along, place, name)
+    return float(points[-1][name]) if found is None else found
+
+
 def windows(rows: Sequence[Point], names: Sequence[str], size: int) -> list[Point]:
     """Means over every `size` rows in a row, what is left over at the end among the last: less noise, fewer points."""
     num = max(1, len(rows) // size)

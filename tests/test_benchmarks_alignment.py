@@ -60,6 +60,13 @@ def test_a_place_between_two_points_and_one_never_reached(script: Any) -> None:
     assert at(points, "kl", 3.5, "gold") is None
 
 
+def test_what_has_ended_keeps_its_value_and_what_has_not_begun_has_none(script: Any) -> None:
+    held = script("alignment_fit").held
+    points = [{"s": 10.0, "gold": 0.0}, {"s": 20.0, "gold": 1.0}]
+    assert held(points, "s", 5.0, "gold") is None
+    assert held(points, "s", 15.0, "gold") == pytest.approx(0.5) and held(points, "s", 99.0, "gold") == 1.0
+
+
 def test_windows_keep_all_rows(script: Any) -> None:
     rows = [{"x": float(n)} for n in range(7)]
     assert script("alignment_fit").windows(rows, ("x",), 3) == [{"x": 1.0}, {"x": 4.5}]
