@@ -39,8 +39,13 @@ PEERS: dict[str, dict[str, Any]] = {
         "doc_to_text": "{{text.split(' ')[:-1]|join(' ')}}",
         "doc_to_target": "{{' '+text.split(' ')[-1]}}",
     },
-    "hellaswag": {
-        **_OPTIONS, "doc_to_text": "{{ctx}}", "doc_to_target": "label", "doc_to_choice": "endings",
+    "hellaswag": {  # WikiHow's marks taken out, as lm-eval's own task does it in Python
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{ctx.strip() | replace(' [title]', '. ') | "
+        "regex_replace('\\[.*?\\]', '') | replace('  ', ' ')}}",
+        "doc_to_target": "label",
+        "doc_to_choice": "{{endings | map('trim') | map('replace', ' [title]', '. ') | "
+        "map('regex_replace', '\\[.*?\\]', '') | map('replace', '  ', ' ') | list}}",
     },
     "arc_easy": {**_OPTIONS, "doc_to_text": "{{query}}\nAnswer:"},
     "piqa": {**_OPTIONS, "doc_to_text": "{{query.strip()}}\nAnswer:"},
