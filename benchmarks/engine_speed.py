@@ -170,7 +170,10 @@ def _completions(server: Any, prompts: Prompts, num_new: int) -> Work:
 def measure(num_rows: int, options: argparse.Namespace, folder: Path, parts: tuple[Transformer, Tokenizer]) -> None:
     """Print the table of one batch size."""
     model, tokenizer = parts
-    prompts = torch.randint(256, 30_000, (num_rows, 16), generator=torch.Generator().manual_seed(num_rows)).tolist()
+    generator = torch.Generator().manual_seed(num_rows)
+    prompts = torch.randint(
+        256, tokenizer.vocab_size - len(Tokenizer.SPECIALS), (num_rows, 16), generator=generator
+    ).tolist()
     num_new = options.new_tokens
     makers: dict[str, Callable[[], dict[str, Work]]] = {
         "jielong": lambda: ours(model, tokenizer, prompts, num_new),
