@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from jielong.errors import UsageError
 from jielong.generate.batching import Batcher
 from jielong.generate.requests import Delta, Request
 from jielong.model.config import ModelConfig
-from jielong.serve.errors import ApiError, unavailable
+from jielong.serve.errors import ApiError, bad_request, unavailable
 from jielong.serve.jobs import Job
 from jielong.serve.metrics import Metrics
 from jielong.tokenizer.tokenizer import Tokenizer
@@ -188,6 +189,11 @@ class EngineThread:
         for _ in range(num_dropped):
             job.close("cancelled")
 
+    def _refused(self, job: Job, error: ApiError) -> None:
+        job.fail(error)
+        while job.num_open:
+            job.close("error")
+
     def _finish(self, done: asyncio.Future[Any], value: object, error: BaseException | None) -> None:
         if done.done():  # who asked has gone
             return
@@ -214,9 +220,7 @@ class EngineThread:
 
     def _fail_all(self, error: ApiError) -> None:
         for job in list(self._jobs):
-            job.fail(error)
-            while job.num_open:
-                job.close("error")
+            self._refused(job, error)
         for done in list(self._calls):
             self._finish(done, None, error)
 
@@ -253,9 +257,13 @@ class EngineThread:
         return job, index, delta
 
     def _admit(self, job: Job, batcher: Batcher) -> None:
-        for index, request in enumerate(job.requests):
-            job.ids[index] = batcher.submit(request)
-            self._owners[job.ids[index]] = (job, index)
+        try:
+            for index, request in enumerate(job.requests):
+                job.ids[index] = batcher.submit(request)
+                self._owners[job.ids[index]] = (job, index)
+        except UsageError as error:  # although `check` has let it pass; one request must not end the thread
+            self._drop(job, None, batcher)
+            self._tell(self._refused, job, bad_request(str(error)))
 
     def _drop(self, job: Job, index: int | None, batcher: Batcher) -> None:
         """Cancel the sequences of a job that still run: one, or all."""
