@@ -64,6 +64,6 @@ def copy_run(run: Path, into: Path) -> Path:
     left_out = shutil.ignore_patterns(
         "checkpoints", "*.jsonl.gz", "documents.jsonl", "rows.safetensors", "chat.sqlite*"
     )
-    target = into / run.resolve().name
+    target = into / run.name
     shutil.copytree(run, target, ignore=left_out)
     return target

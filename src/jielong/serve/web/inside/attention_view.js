@@ -51,7 +51,7 @@ export class AttentionView {
 
   build() {
     const [numLayers, numHeads] = this.maps.shape;
-    const size = Math.max(34, Math.min(104, Math.floor((this.wall.clientWidth || 480) / numHeads) - 12));
+    const size = Math.max(34, Math.min(104, Math.floor(((this.wall.clientWidth || 480) - 38) / numHeads) - 13));
     this.wall.style.setProperty('--thumb', `${size}px`);
     this.thumbs = [];
     const rows = Array.from({ length: numLayers }, (_, layer) => el('tr', {}, el('th', { scope: 'row' }, String(layer)), Array.from({ length: numHeads }, (__, head) => {
