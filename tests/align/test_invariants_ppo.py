@@ -26,11 +26,12 @@ from jielong.align.reward import RewardModel
 from jielong.align.rollout import check_gap, collect, final_scores, rollout_figures, trim
 from jielong.align.settings import PPOConfig
 from jielong.data.batch import Rollout
-from jielong.errors import CheckpointError, TrainingError, UsageError
+from jielong.errors import CheckpointError, TrainingError
 from jielong.model.logprobs import scored_logprobs
 from jielong.model.transformer import Transformer
-from jielong.runtime import Runtime
+from jielong.runtime import Runtime, derive_seed
 from jielong.train.loop import train_step
+from jielong.train.parallel import own_share
 
 MakeLearner = Callable[..., Learner]
 CONFIG = PPOConfig(
@@ -160,11 +161,17 @@ def test_24_the_engine_samples_with_the_weights_of_this_step(
         before = now
 
 
-def test_25_several_ranks_are_refused(make_learner: MakeLearner, prompts: list[list[int]], runtime: Runtime) -> None:
-    """No rank can sample another's prompts, or share its seed: training runs in one process, and says so."""
-    second = dataclasses.replace(runtime, rank=1, world_size=2)
-    with pytest.raises(UsageError, match="training runs in one process, 2 were started"):
-        list(optimise(make_learner(CONFIG), prompts, CONFIG, second))
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_25_ranks_have_prompts_and_seeds_of_their_own(runtime: Runtime, world_size: int) -> None:
+    """The shares of all ranks are the epoch, none twice. A row's seed is the row's, so no two ranks share one.
+
+    That two processes sample, learn and report what one does is tests/stages/test_parallel.py.
+    """
+    ranks = [dataclasses.replace(runtime, rank=rank, world_size=world_size) for rank in range(world_size)]
+    shares = [own_share(range(11), rank) for rank in ranks]
+    assert sorted(row for share in shares for row in share) == list(range(11))
+    seeds = [derive_seed(5, row) for share in shares for row in share]
+    assert len(set(seeds)) == 11
 
 
 def test_46_the_critic_is_a_model_of_its_own_and_starts_as_the_reward_model(

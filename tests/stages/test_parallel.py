@@ -44,6 +44,27 @@ num_conversations = 40
 num_steps = 6
 batch_rows = 4
 learning_rate = 3e-3
+[reward]
+sources = ["world"]
+num_prompts = 12
+replies_per_prompt = 2
+num_steps = 3
+batch_rows = 4
+learning_rate = 1e-3
+max_new_tokens = 16
+[ppo]
+num_iterations = 2
+rollout_rows = 5
+minibatch_rows = 5
+inner_epochs = 2
+max_new_tokens = 16
+kl_coefficient = 0.05
+ptx_coefficient = 0.1
+ptx_source = "sft"
+ptx_rows = 2
+learning_rate = 1e-3
+critic_learning_rate = 1e-3
+judged_prompts = 4
 """
 STEPS = 30
 
@@ -74,11 +95,11 @@ def ended(children: list[subprocess.Popen[bytes]]) -> list[str]:
     return told
 
 
-def losses(out: Path, stage: str) -> list[float]:
+def losses(out: Path, stage: str, name: str = "loss_nats") -> list[float]:
     lines = (out / stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     assert [record["step"] for record in records] == list(range(1, len(records) + 1))
-    return [record["loss_nats"] for record in records]
+    return [record[name] for record in records]
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +114,10 @@ def test_two_processes_take_the_same_steps_as_one(recipe: Path, alone: Path, tmp
     ended(start(recipe, out, 2))
     assert losses(out, "03-pretrain") == pytest.approx(losses(alone, "03-pretrain"), abs=1e-5)
     assert losses(out, "04-sft") == pytest.approx(losses(alone, "04-sft"), abs=1e-4)
+    assert losses(out, "05-reward") == pytest.approx(losses(alone, "05-reward"), abs=1e-4)
+    for name in ("proxy_reward", "kl_nats_per_reply", "policy_loss", "critic_loss", "ptx_loss_nats", "reply_tokens"):
+        mine, theirs = (losses(folder, "06-ppo", name) for folder in (out, alone))
+        assert len(mine) == 2 and mine == pytest.approx(theirs, abs=2e-3), name
     figures, own = (
         json.loads((folder / "report.json").read_text())["stages"]["sft"]["figures"] for folder in (alone, out)
     )

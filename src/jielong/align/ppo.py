@@ -26,6 +26,7 @@ from jielong.runtime import Runtime, derive_seed
 from jielong.train.loop import StepStats, train_step
 from jielong.train.objectives import Objective, next_token
 from jielong.train.optim import set_learning_rate
+from jielong.train.parallel import own_share, total
 from jielong.train.schedule import multiplier
 
 RATIO_TOLERANCE_NATS = 1e-6  # largest |log ratio| before the first update of a rollout
@@ -88,7 +89,7 @@ def value_loss(config: PPOConfig) -> Objective[Transformer, Rollout]:
 
 
 def with_text(
-    objective: Objective[Transformer, Rollout], coefficient: float, rollout_units: int
+    objective: Objective[Transformer, Rollout], coefficient: float, rollout_units: float
 ) -> Objective[Transformer, Rollout | Batch]:
     """PPO-ptx: the objective, plus coefficient times the mean next-token loss (nats) on a batch of other text.
 
@@ -160,10 +161,12 @@ def update(
     policy, tally, num_steps, stopped = learner.actors.policy, _Tally(), 0, False
     for batch in _passes(rollout, config, runtime, iteration):
         if isinstance(config, GRPOConfig) or iteration >= config.critic_warmup_iterations:
-            micro_batches: list[Rollout | Batch] = list(batch)
+            micro_batches: list[Rollout | Batch] = [*own_share(batch, runtime)]
             if text is not None and config.ptx_coefficient > 0:
                 micro_batches.append(text_batch(text(num_steps)))
-            mixed = with_text(objective, config.ptx_coefficient, sum(part.num_units for part in batch))
+            units = total([sum(part.num_units for part in own_share(batch, runtime))], runtime)[0]
+            # every process reads the same text: each adds its part of the one term
+            mixed = with_text(objective, config.ptx_coefficient, units / runtime.world_size)
             stats = train_step(
                 policy, learner.policy_optimizer, micro_batches, mixed, runtime, config.gradient_clip, iteration
             )
@@ -176,7 +179,8 @@ def update(
         if isinstance(config, PPOConfig):
             critic, optimizer = learner.actors.critic, learner.critic_optimizer
             assert critic is not None and optimizer is not None, "PPO needs a critic"
-            stats = train_step(critic, optimizer, batch, value_loss(config), runtime, config.gradient_clip, iteration)
+            own = own_share(batch, runtime)
+            stats = train_step(critic, optimizer, own, value_loss(config), runtime, config.gradient_clip, iteration)
             tally.add_step("critic", stats)
         num_steps += 1
         if stopped:

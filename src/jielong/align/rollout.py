@@ -26,6 +26,7 @@ from jielong.model.logprobs import masked_mean, scored_logprobs
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime, derive_seed
 from jielong.tokenizer.tokenizer import Tokenizer
+from jielong.train.parallel import from_leader, gather_rows, own_share
 
 # |engine - trainer| in nats: the largest in float32, the mean in bfloat16 (single tokens may be off by tenths there).
 LARGEST_GAP_FLOAT32 = 1e-4
@@ -202,6 +203,35 @@ def check_gap(largest: float, mean: float, dtype: torch.dtype) -> None:
         )
 
 
+def _generate(
+    actors: Actors, prompts: Sequence[list[int]], config: PolicyConfig, seed: int, runtime: Runtime
+) -> list[Completion]:
+    """One reply to each prompt. With several processes each writes its share, and all get all of them.
+
+    A row's seed is its own whoever writes it, so that the replies do not depend on the number of processes.
+    """
+    rows = own_share(range(len(prompts)), runtime)
+    own = Engine(actors.policy, actors.tokenizer, runtime).generate(
+        [prompts[row] for row in rows],
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        seed=[derive_seed(seed, row) for row in rows],
+        batch_rows=len(rows),
+    )
+    if runtime.world_size == 1:
+        return own
+    tokens = gather_rows([each.tokens for each in own], len(prompts), runtime)
+    logprobs = gather_rows([each.logprobs for each in own], len(prompts), runtime)
+    stops = actors.tokenizer.stop_ids
+    replies = [[int(token) for token in row] for row in tokens]
+    return [
+        Completion(
+            list(prompt), reply, actors.tokenizer.decode(reply), chances, "stop" if reply[-1] in stops else "length"
+        )
+        for prompt, reply, chances in zip(prompts, replies, logprobs, strict=True)
+    ]
+
+
 def sample(
     actors: Actors, prompts: Sequence[list[int]], config: PolicyConfig, seed: int, runtime: Runtime, group_size: int = 1
 ) -> Sampled:
@@ -212,16 +242,11 @@ def sample(
     Raises TrainingError when those are too many, when a score is not finite, or when the engine's log-probabilities are
     not the trainer's.
     """
-    completions = Engine(actors.policy, actors.tokenizer, runtime).generate(
-        prompts,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        seed=seed,
-        batch_rows=len(prompts),
-    )
+    completions = _generate(actors, prompts, config, seed, runtime)
     groups, skipped, judged = list(range(len(prompts))), 0.0, None
     if isinstance(actors.reward, ReplyScorer):
-        given = actors.reward.score_replies(completions)
+        said = actors.reward.score_replies(completions) if runtime.rank == 0 else None
+        given = from_leader(said, len(completions), runtime)
         groups = judged_rows(given, config.max_skipped_fraction)
         skipped = 1 - len(groups) / len(completions)
         completions, judged = [completions[row] for row in groups], torch.tensor([given[row] for row in groups])

@@ -12,6 +12,7 @@ from jielong.align.learner import Learner, build_learner, checkpoint_state, rest
 from jielong.align.ppo import optimise
 from jielong.align.reward import RewardModel
 from jielong.align.rollout import fitting_prompts
+from jielong.align.settings import GRPOConfig, PPOConfig
 from jielong.data.batch import Batch
 from jielong.data.loader import RowLoader
 from jielong.data.pack import Rows
@@ -45,7 +46,7 @@ def run_policy(context: Context) -> dict[str, Any]:
     ids, num_too_long = fitting_prompts(ids, policy.config.max_length, settings.max_new_tokens)
     lora = settings.lora.config() if settings.lora is not None else None
     generator = context.runtime.generator(context.name, "lora")
-    learner = build_learner(policy, reward, tokenizer, settings.optimisation(), lora, generator)
+    learner = build_learner(policy, reward, tokenizer, _optimisation(context), lora, generator)
     num_iterations = _train(context, learner, ids, heldout)
     policy.eval()
     proxy = None if isinstance(reward, ReplyScorer) else reward
@@ -56,6 +57,13 @@ def run_policy(context: Context) -> dict[str, Any]:
     figures |= alignment_tax(context, start_model, policy, tokenizer)
     episodes = num_iterations * settings.rollout_rows
     return {**figures, **unaveraged, "episodes": episodes, "prompts_too_long": num_too_long}
+
+
+def _optimisation(context: Context) -> PPOConfig | GRPOConfig:
+    """The settings, with forward passes small enough that every process has one of each minibatch."""
+    config: PPOConfig | GRPOConfig = context.settings.optimisation()
+    parts = context.runtime.world_size
+    return replace(config, micro_batch_rows=min(config.micro_rows, -(-config.minibatch_rows // parts)))
 
 
 def _prompts(context: Context) -> tuple[list[Prompt], list[Prompt]]:
@@ -118,7 +126,7 @@ def _train(context: Context, learner: Learner, ids: list[list[int]], heldout: li
     context.progress.start(context.name, settings.num_iterations)
     text = _text_batches(context, tokenizer, policy.config.max_length) if settings.ptx_coefficient > 0 else None
     watch = watcher(context, tokenizer, heldout[:NUM_WATCHED])
-    for stats in optimise(learner, ids, settings.optimisation(), runtime, start=start, text=text):
+    for stats in optimise(learner, ids, _optimisation(context), runtime, start=start, text=text):
         iteration, last = stats.iteration, stats.stopped or stats.iteration == settings.num_iterations
         shown = dict(stats.figures)
         if watch is not None and (iteration % settings.watch_every == 0 or iteration == 1 or last):

@@ -91,8 +91,9 @@ def train_step(
     optimizer state are then untouched.
     """
     started = time.perf_counter()
-    own = [(batch.num_units, int((batch.segments > 0).sum())) for batch in micro_batches]
-    num_units, num_tokens = (int(one) for one in total([sum(column) for column in zip(*own, strict=True)], runtime))
+    own_units = sum(batch.num_units for batch in micro_batches)
+    own_tokens = sum(int((batch.segments > 0).sum()) for batch in micro_batches)
+    num_units, num_tokens = (int(one) for one in total([own_units, own_tokens], runtime))
     learning_rate = float(optimizer.param_groups[-1]["lr"])
     if num_units == 0:
         return StepStats(step, 0.0, 0.0, learning_rate, 0, num_tokens, time.perf_counter() - started, skipped=True)

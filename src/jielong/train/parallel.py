@@ -12,6 +12,7 @@ import datetime
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from jielong.errors import TrainingError, UsageError
 from jielong.runtime import Runtime
+
+ItemT = TypeVar("ItemT")
 
 BUCKET_BYTES = 64 << 20  # gradients are summed in pieces of about so much, each copied once
 # How long a process waits for the others. One may evaluate while they wait, so it is long; that one has died is noticed
@@ -90,6 +93,49 @@ def check_agreement(what: str, text: str, runtime: Runtime) -> None:
             f"process {others[0]} of {runtime.world_size} has another {what} than process 0 (process {runtime.rank} "
             f"has {text!r}); start all with the same command, code and files"
         )
+
+
+def own_share(items: Sequence[ItemT], runtime: Runtime) -> list[ItemT]:
+    """This process's items: every world_size-th. All of them where there are fewer than processes.
+
+    Then each does the same work, which changes no mean: what is summed over processes is divided by what is.
+    """
+    if len(items) < runtime.world_size:
+        return list(items)
+    return list(items[runtime.rank :: runtime.world_size])
+
+
+def gather_rows(own: Sequence[Sequence[float]], num_rows: int, runtime: Runtime) -> list[list[float]]:
+    """The rows of all processes in the order they were dealt out by `own_share`, of num_rows in all.
+
+    own: this process's rows of numbers that float64 holds exactly, each of any length.
+    """
+    if runtime.world_size == 1 or num_rows < runtime.world_size:
+        return [list(row) for row in own]
+    most_rows = -(-num_rows // runtime.world_size)
+    longest = torch.tensor([max((len(row) for row in own), default=0)], device=runtime.device)
+    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+    table = torch.zeros(most_rows, int(longest) + 1, dtype=torch.float64)
+    for index, row in enumerate(own):
+        table[index, : len(row) + 1] = torch.tensor([float(len(row)), *row], dtype=torch.float64)
+    table = table.to(runtime.device)
+    tables = [torch.empty_like(table) for _ in range(runtime.world_size)]
+    dist.all_gather(tables, table)
+    dealt = [tables[index % runtime.world_size][index // runtime.world_size].tolist() for index in range(num_rows)]
+    return [row[1 : 1 + int(row[0])] for row in dealt]
+
+
+def from_leader(values: Sequence[float] | None, num: int, runtime: Runtime) -> list[float]:
+    """The leading process's numbers, NaN among them, in every process. values: None in the others."""
+    if runtime.world_size == 1:
+        assert values is not None
+        return list(values)
+    told = torch.full((num,), float("nan"), dtype=torch.float64)
+    if values is not None:
+        told = torch.tensor(values, dtype=torch.float64)
+    told = told.to(runtime.device)
+    dist.broadcast(told, 0)
+    return [float(value) for value in told.tolist()]
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], runtime: Runtime) -> None:
