@@ -122,7 +122,7 @@ def find_browser() -> str | None:
     return next((path for path in map(shutil.which, BROWSERS) if path), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium. Where there is none the test is skipped, but not where JIELONG_CI is set."""
     must = bool(os.environ.get("JIELONG_CI"))
