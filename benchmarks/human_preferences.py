@@ -24,7 +24,7 @@ import torch
 from table import machine, markdown_table
 from torch import Tensor
 
-from jielong.align.agreement import Agreement, longer_wins, measure_agreement
+from jielong.align.agreement import longer_wins, measure_agreement
 from jielong.align.comparisons import Candidates, Comparison, comparison_batches, encode_comparisons
 from jielong.align.reward import bradley_terry, scalar_from_policy
 from jielong.data.examples import read_comparisons
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--batch-rows", type=int, default=16)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--judges-only", action="store_true", help="the trivial judges, no reward model; seconds")
     parser.add_argument("--json", type=Path, help="where to put the figures as well")
     options = parser.parse_args()
     runtime = detect("cpu", threads=options.threads, seed=options.seed)
@@ -148,19 +149,29 @@ def main() -> None:
         training = [each for each, its in given if its != fold]
         held = [each for each, its in given if its == fold]
         items, held_items = (encode_comparisons(part, tokenizer, limit).items for part in (training, held))
+        num += len(held_items)
+        longer += longer_wins(held_items) * len(held_items)
+        words = float(word_hits(training, held).mean())
+        word_sum += words * len(held_items)
+        if options.judges_only:
+            continue
         model = train(policy, items, tokenizer, runtime, options)
-        found: Agreement = measure_agreement(model, held_items, tokenizer.pad_id)
+        found = measure_agreement(model, held_items, tokenizer.pad_id)
         training_hits.append(measure_agreement(model, items[:400], tokenizer.pad_id).accuracy)
-        hits, num = hits + found.accuracy * found.num_pairs, num + found.num_pairs
-        longer += longer_wins(held_items) * found.num_pairs
-        word_sum += float(word_hits(training, held).mean()) * found.num_pairs
-        print(f"fold {fold + 1}: {100 * found.accuracy:.1f} % of {found.num_pairs}", flush=True)
+        hits += found.accuracy * len(held_items)
+        print(
+            f"fold {fold + 1}: {100 * found.accuracy:.1f} % of {len(held_items)}, words {100 * words:.1f} %", flush=True
+        )
     print(machine(environment(runtime)))
     shown = [
-        row("reward model", hits, num), row("shorter wins", num - longer, num), row("longer wins", longer, num),
+        row("shorter wins", num - longer, num),
+        row("longer wins", longer, num),
         row("words, linear", word_sum, num),
-    ]  # fmt: skip
+    ]
+    shown = shown if options.judges_only else [row("reward model", hits, num), *shown]
     print(markdown_table((f"{num} pairs, each held out once", "agrees with people", "95 %"), shown))
+    if options.judges_only:
+        return
     best, rate = max(longer, num - longer) / num, hits / num
     sigma = (rate * (1 - rate) / num) ** 0.5
     seconds, seen = time.perf_counter() - started, sum(training_hits) / len(training_hits)
