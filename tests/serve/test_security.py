@@ -194,6 +194,16 @@ async def test_names_of_a_public_server(lab: Lab) -> None:
 
 def test_host_name() -> None:
     assert [host_name(host) for host in ("A:1", "[::1]:2", "[::1]", "a.b.", "")] == ["a", "::1", "::1", "a.b", ""]
+    strange = [
+        "localhost:80.evil.example",
+        "localhost:",
+        "localhost:x",
+        "[::1]x",
+        "[::1",
+        "localhost:1:2",
+        "[localhost]",
+    ]
+    assert [host_name(host) for host in strange] == [""] * len(strange)
 
 
 ORIGINS = ["http://evil.example", "https://localhost.evil.example", "null", "file://", "http://localhost:3000", "",

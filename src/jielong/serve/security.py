@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
@@ -23,6 +24,7 @@ from jielong.serve.settings import LOOPBACK_NAMES, ServeSettings
 # The page and its parts hold nothing secret; it asks for the key before it asks the API for anything.
 PUBLIC_PATHS = frozenset({*FACES, "/health"})
 PUBLIC_FOLDER = "/web/"
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]+))(?::[0-9]{1,5})?")
 METHODS, HEADERS = "GET, POST, OPTIONS", "authorization, content-type, x-api-key"
 """What allowed origins may send."""
 
@@ -95,6 +97,8 @@ class Gate:
     def _is_here(self, host: str) -> bool:
         """Whether a Host header names this server. The port does not matter: it may be another before a tunnel."""
         name = host_name(host)
+        if not name:
+            return False
         if name in LOOPBACK_NAMES or name == self._settings.host or name in self._settings.allowed_hosts:
             return True
         # An address cannot be rebound; but on loopback no other one than those above can be meant.
@@ -125,11 +129,9 @@ def is_public(path: str) -> bool:
 
 
 def host_name(host: str) -> str:
-    """The name of a Host header, without its port: "LocalHost:8000" -> "localhost", "[::1]:80" -> "::1"."""
-    host = host.strip().lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0].rstrip(".")
+    """The name of a Host header, without its port: "LocalHost:8000" -> "localhost", "[::1]:80" -> "::1"; else ""."""
+    found = _HOST.fullmatch(host.strip().lower())
+    return (found[1] or found[2].rstrip(".")) if found else ""
 
 
 def _is_address(name: str) -> bool:
