@@ -4,7 +4,7 @@
 
 All decode greedily from the same prompts of 16 tokens, stop at nothing, and make the same number of tokens; a rate is
 new tokens over the whole time, prompts included. Contenders that are not installed (ctranslate2, xllamacpp) are left
-out, and the table says so. llama.cpp answers over its own HTTP server, one request a row, as it is used.
+out, and a line says so. llama.cpp answers over its own HTTP server, one request a row, as it is used.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -170,7 +171,10 @@ def _completions(server: Any, prompts: Prompts, num_new: int) -> Work:
 def measure(num_rows: int, options: argparse.Namespace, folder: Path, parts: tuple[Transformer, Tokenizer]) -> None:
     """Print the table of one batch size."""
     model, tokenizer = parts
-    prompts = torch.randint(256, 30_000, (num_rows, 16), generator=torch.Generator().manual_seed(num_rows)).tolist()
+    generator = torch.Generator().manual_seed(num_rows)
+    prompts = torch.randint(
+        256, tokenizer.vocab_size - len(Tokenizer.SPECIALS), (num_rows, 16), generator=generator
+    ).tolist()
     num_new = options.new_tokens
     makers: dict[str, Callable[[], dict[str, Work]]] = {
         "jielong": lambda: ours(model, tokenizer, prompts, num_new),
@@ -184,7 +188,8 @@ def measure(num_rows: int, options: argparse.Namespace, folder: Path, parts: tup
             contenders |= makers[name]()
         except ImportError as error:
             print(f"{name} is left out: {error}")
-    rates = interleaved(contenders, options.blocks, options.block_seconds)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    rates = interleaved(contenders, options.blocks, options.block_seconds, clock)
     others = [name for name in rates if not name.startswith("jielong")]
     rows = []
     for name, found in rates.items():
@@ -203,6 +208,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--block-seconds", type=float, default=2.0)
     names = ["jielong", "transformers", "ctranslate2", "llamacpp"]
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="seconds of the processor, for a busy machine; use with --threads 1"
+    )
     parser.add_argument("--contenders", nargs="+", choices=names, default=names)
     options = parser.parse_args(arguments)
     relaunch_with_allocator()
@@ -217,6 +225,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         f"\nMedians of {options.blocks} interleaved blocks; prompt 16, {options.new_tokens} new tokens a row, greedy."
     )
+    if options.cpu_time:
+        print("Seconds are those of the processor, of all threads together; the machine did other work.")
     print(machine(environment(runtime)))
     return 0
 

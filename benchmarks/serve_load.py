@@ -5,7 +5,8 @@
 A model is a folder, or a preset, of which one with random weights is made. The server is a process of its own
 (`jielong serve`); the client is this one. Both share the machine, as they do when somebody tries it out at home.
 
-overhead  tokens/s of --streams streams through HTTP against the bare `Batcher` in this process, in turns
+overhead  tokens/s of --streams streams through HTTP against the bare `Batcher` in this process, in turns; and processor
+          time a token, which says more on a machine that is not idle
 first     time to the first text and to the whole of a short answer, one request at a time, nothing else going on
 many      64 streams at once: errors, time to the first text, time between pieces, medians and 99th percentiles
 soak      thousands of requests, a third of which leave at a random moment; every answer that comes whole is compared
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,14 @@ class Server:
         status = dict(line.split(":\t", 1) for line in (folder / "status").read_text().splitlines() if ":\t" in line)
         memory, threads = float(status["VmRSS"].split()[0]) / 1024, float(status["Threads"])
         return {"memory_mb": memory, "descriptors": float(len(os.listdir(folder / "fd"))), "threads": threads}
+
+    def cpu_seconds(self) -> float:
+        """Processor time that the process has used; 0 where the system does not tell."""
+        path = Path("/proc") / str(self.pid) / "stat"
+        if not path.exists():
+            return 0.0
+        fields = path.read_text().rpartition(") ")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
@@ -114,14 +123,29 @@ def overhead(folder: Path, server: Server, options: argparse.Namespace) -> list[
         asked = (ask(server.port, body_of(number, options.tokens)) for number in range(options.streams))
         return sum(heard.num_tokens for heard in await asyncio.gather(*asked))
 
-    contenders = {"bare engine": bare, "over HTTP": lambda: asyncio.run(streams())}
+    spent = {"bare engine": [0.0, 0], "over HTTP": [0.0, 0]}  # processor time, tokens
+
+    def counted(name: str, work: Callable[[], int], clock: Callable[[], float]) -> int:
+        began = clock()
+        num_tokens = work()
+        spent[name][0] += clock() - began
+        spent[name][1] += num_tokens
+        return num_tokens
+
+    contenders = {
+        "bare engine": lambda: counted("bare engine", bare, time.process_time),
+        "over HTTP": lambda: counted("over HTTP", lambda: asyncio.run(streams()), server.cpu_seconds),
+    }
     rates = interleaved(contenders, options.blocks, options.block_seconds)
     share = median_ratio(rates, "over HTTP", "bare engine")
     rows = [
         [f"{options.streams} streams, {name}", f"{statistics.median(found):,.0f} tokens/s",
          f"{min(found):,.0f} – {max(found):,.0f}"] for name, found in rates.items()
     ]  # fmt: skip
-    return [*rows, ["cost of the server", f"{100 * (1 - share):.1f} %", "median of the blocks"]]
+    rows.append(["cost of the server", f"{100 * (1 - share):.1f} %", "median of the blocks"])
+    each = {name: 1000 * seconds / num_tokens for name, (seconds, num_tokens) in spent.items()}
+    told = f"bare engine {each['bare engine']:.3f}, server's process {each['over HTTP']:.3f}"
+    return [*rows, ["processor time", f"{each['over HTTP'] - each['bare engine']:.3f} ms a token more", f"ms: {told}"]]
 
 
 def first(server: Server, options: argparse.Namespace) -> list[Row]:

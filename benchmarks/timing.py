@@ -14,8 +14,13 @@ from jielong.runtime import DTYPES
 Work = Callable[[], int]  # does its work to the end and says how many tokens that was
 
 
-def interleaved(contenders: Mapping[str, Work], num_blocks: int, block_seconds: float) -> dict[str, list[float]]:
-    """Tokens a second of every contender in every block.
+def interleaved(
+    contenders: Mapping[str, Work],
+    num_blocks: int,
+    block_seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Tokens a second, by the clock, of every contender in every block.
 
     Each has a warm-up that does not count. In a block each works for at least block_seconds; every other block
     goes through them backwards, so that none always follows the same neighbour.
@@ -25,15 +30,15 @@ def interleaved(contenders: Mapping[str, Work], num_blocks: int, block_seconds: 
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for block in range(num_blocks):
         for name in list(contenders)[:: 1 if block % 2 == 0 else -1]:
-            rates[name].append(_rate(contenders[name], block_seconds))
+            rates[name].append(_rate(contenders[name], block_seconds, clock))
     return rates
 
 
-def _rate(work: Work, seconds: float) -> float:
-    num_tokens, started, spent = 0, time.perf_counter(), 0.0
+def _rate(work: Work, seconds: float, clock: Callable[[], float]) -> float:
+    num_tokens, started, spent = 0, clock(), 0.0
     while num_tokens == 0 or spent < seconds:
         num_tokens += work()
-        spent = time.perf_counter() - started
+        spent = clock() - started
     return num_tokens / spent
 
 

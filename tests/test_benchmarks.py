@@ -305,11 +305,15 @@ def test_engine_speed_in_miniature(
     found = {**speed.ours(model, tokenizer, prompts, 5), **speed.of_transformers(tmp_path, prompts, 5)}
     assert [work() for work in found.values()] == [10] * 8
     rates = {name: [1.0, 2.0] for name in found}
-    monkeypatch.setattr(speed, "interleaved", lambda contenders, blocks, seconds: rates)
+    monkeypatch.setattr(speed, "interleaved", lambda contenders, blocks, seconds, clock: rates)
     monkeypatch.setattr(
         speed, "of_transformers", lambda *given: {"transformers float32": found["transformers float32"]}
     )
-    options = type("Options", (), {"new_tokens": 5, "contenders": ["transformers"], "blocks": 1, "block_seconds": 0.0})
+    options = type(
+        "Options",
+        (),
+        {"new_tokens": 5, "contenders": ["transformers"], "blocks": 1, "block_seconds": 0.0, "cpu_time": False},
+    )
     speed.measure(1, options, tmp_path, (model, tokenizer))
     assert "| jielong float32" in capsys.readouterr().out
 

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 import torch
 
-from jielong.errors import ModelError
+from jielong.errors import ModelError, UsageError
 from jielong.serve.api import build_app
 from jielong.serve.engine_thread import Loaded
 from jielong.serve.service import Service
@@ -146,6 +146,29 @@ async def test_scores_that_are_no_numbers_are_one_requests_error(lab: Lab) -> No
         good = {"prompt": "the cat", "max_tokens": 3, "logit_bias": {str(ord("Z")): -100}}
         assert (await client.get("/health")).status_code == 200
         assert (await client.post(COMPLETE, json=good)).status_code in (200, 500)
+
+
+async def test_a_request_that_the_batcher_refuses_ends_nobody_else(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has passed the check before; should the engine's thread find something all the same, it goes on."""
+    async with gated(lab) as (client, service, batcher):
+        other = asyncio.ensure_future(client.post(COMPLETE, json=LONG))
+        await until(lambda: service.engine.num_open == 1)
+        batcher.allow(1)
+        await until(lambda: batcher.num_steps == 1)
+        real, asked = batcher.submit, list[Any]()
+
+        def submit(request: Any) -> int:
+            asked.append(request)
+            if len(asked) == 2:
+                raise UsageError("not this one")
+            return real(request)
+
+        monkeypatch.setattr(batcher, "submit", submit)
+        batcher.free()
+        found = refused(await client.post(COMPLETE, json={**LONG, "n": 3}))
+        assert found["message"] == "not this one"
+        assert (await other).status_code == 200 and service.engine.num_open == 0 and batcher.num_running == 0
+        assert (await client.post(COMPLETE, json={"prompt": "a", "max_tokens": 1})).status_code == 200
 
 
 async def leaving(

@@ -24,7 +24,13 @@ CPU = Runtime(device=torch.device("cpu"), dtype=torch.float32)
 
 def tiny_model(seed: int = 0) -> Transformer:
     config = ModelConfig(
-        vocab_size=40, max_length=16, width=32, decoder_layers=2, num_heads=2, num_kv_heads=1, head_size=16,
+        vocab_size=40,
+        max_length=16,
+        width=32,
+        decoder_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_size=16,
         ffn_width=48,
     )
     model = Transformer(config)

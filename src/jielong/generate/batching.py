@@ -133,17 +133,17 @@ class Batcher:
         for progress in self._waiting:
             if progress.number == number:
                 self._waiting.remove(progress)
-                self._ended.append(self._closed(progress, "cancelled"))
+                self._ended.append(progress.end("cancelled"))
                 return
         if self._reading is not None and self._reading.number == number:
-            self._ended.append(self._closed(self._reading, "cancelled"))
+            self._ended.append(self._reading.end("cancelled"))
             self._keep_prefix(self._reading, len(self._writing))
             self.rows.release(len(self._writing))
             self._reading = None
             return
         for row, progress in enumerate(self._writing):
             if progress.number == number:
-                self._ended.append(self._closed(progress, "cancelled"))
+                self._ended.append(progress.end("cancelled"))
                 self._retire(row)
                 return
 
@@ -160,6 +160,9 @@ class Batcher:
             room -= num_read
             deltas += made
         self._counts["steps"] += 1
+        for delta in deltas:
+            if delta.finish_reason is not None:
+                self._counts["cancelled" if delta.finish_reason == "cancelled" else "finished"] += 1
         return deltas
 
     # Reading prompts.
@@ -174,9 +177,11 @@ class Batcher:
         self.rows.claim(row)
         if progress.prompt_logprobs is None:  # else every place's logits are needed, so every place is read
             request = progress.request
-            for block in self.prefix.find(request.cache_partition, request.prompt, progress.num_prompt - 1):
-                self.rows.write(row, progress.num_held, block)
-                progress.num_held += block.shape[2]
+            blocks = self.prefix.find(request.cache_partition, request.prompt, progress.num_prompt - 1)
+            if blocks:
+                held = torch.cat(blocks, dim=2)  # (2 L, K, T, H)
+                self.rows.write(row, 0, held)
+                progress.num_held = held.shape[2]
         progress.num_cached = progress.num_held
         self._counts["cached_tokens"] += progress.num_cached
         return True
@@ -206,11 +211,11 @@ class Batcher:
         self._reading = None
         if not bool(logits.isfinite().all()):
             self.rows.release(row)
-            return num_read, [self._closed(progress, "error")]
+            return num_read, [progress.end("error")]
         self._keep_prefix(progress, row)
         if not progress.limit:
             self.rows.release(row)
-            return num_read, [self._closed(progress, "length")]
+            return num_read, [progress.end("length")]
         self._writing.append(progress)
         return num_read, self._draw([progress], logits)
 
@@ -262,14 +267,13 @@ class Batcher:
         deltas = []
         for row, (progress, token) in enumerate(zip(group, ids, strict=True)):
             if not finite[row]:
-                deltas.append(self._closed(progress, "error"))
+                deltas.append(progress.end("error"))
                 continue
             num_top = progress.request.logprobs
             told = None if num_top is None else score_tokens(raw[row : row + 1], [token], num_top)[0]
             deltas.append(progress.add(token, told))
             self._counts["new_tokens"] += 1
         ended = {delta.request: delta.finish_reason for delta in deltas if delta.finish_reason is not None}
-        self._counts["finished"] += len(ended)
         for row in reversed(range(len(self._writing))):
             if self._writing[row].number in ended:
                 self._retire(row, keep=ended[self._writing[row].number] != "error")
@@ -286,11 +290,6 @@ class Batcher:
             self._writing[row] = last
         if self._reading is not None:
             self.rows.move(len(self._writing) + 1, len(self._writing), self._reading.num_held)
-
-    def _closed(self, progress: Progress, reason: str) -> Delta:
-        """The last delta of a request that ends without a token."""
-        self._counts["cancelled"] += reason == "cancelled"
-        return progress.end(reason)
 
 
 def choose_rows(group: Sequence[Progress], scores: Tensor) -> tuple[list[int], list[bool]]:

@@ -86,7 +86,10 @@ class QuickNorm:
         self.weight, self.shape, self.eps = norm.weight.detach(), norm.weight.shape, norm.eps
 
     def __call__(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        return F.rms_norm(x.float(), self.shape, self.weight, self.eps).to(dtype or x.dtype)
+        wide = x if x.dtype == torch.float32 else x.float()
+        normed = F.rms_norm(wide, self.shape, self.weight, self.eps)
+        dtype = dtype or x.dtype
+        return normed if dtype == torch.float32 else normed.to(dtype)
 
 
 class _FusedGate:

@@ -37,8 +37,8 @@ class Penalties:
         self.counts[token] += 1
         self.seen[token] = True
 
-    def apply(self, scores: Tensor, barred: Collection[int] = ()) -> None:
-        """Change scores (V,) float32 in place. barred: ids that may not be drawn."""
+    def apply(self, scores: Tensor, barred: Collection[int] | Tensor = ()) -> None:
+        """Change scores (V,) float32 in place. barred: ids that may not be drawn, or (V,) bool, True at those."""
         asked = self.sampling
         if len(self.bias):
             scores.index_add_(0, self.bias_ids, self.bias)
@@ -50,5 +50,7 @@ class Penalties:
             scores.sub_(self.counts * asked.frequency_penalty)
         if asked.presence_penalty:
             scores.sub_((self.counts > 0) * asked.presence_penalty)
-        if barred:
+        if isinstance(barred, Tensor):
+            scores.masked_fill_(barred.to(scores.device), -math.inf)
+        elif barred:
             scores[list(barred)] = -math.inf

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-BLOCK_TOKENS = 16
+BLOCK_TOKENS = 8
 
 
 @dataclass(eq=False)

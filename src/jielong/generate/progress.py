@@ -31,7 +31,7 @@ class Progress:
         self.numbers: list[float] = uniforms([request.seed], self.limit)[0].tolist()
         self.text = StoppedText(tokenizer, request.stop, request.prompt if request.continues_text else ())
         self.penalties: Penalties | None = None
-        if request.sampling.changes_scores or request.min_new_tokens:
+        if request.sampling.changes_scores or request.min_new_tokens or request.constraint is not None:
             self.penalties = Penalties(request.sampling, request.prompt, tokenizer.vocab_size, device)
         self.prompt_logprobs: list[TokenLogprob] | None = None if request.prompt_logprobs is None else []
         self._told_prompt = False
@@ -42,8 +42,10 @@ class Progress:
         return len(self.tokens) - self.num_prompt
 
     @property
-    def barred(self) -> frozenset[int]:
-        """Ids that may not be drawn now."""
+    def barred(self) -> frozenset[int] | Tensor:
+        """Ids that may not be drawn now, or (V,) bool, True at those."""
+        if self.request.constraint is not None:
+            return self.request.constraint.barred()
         return self.stop_ids if self.num_new < self.request.min_new_tokens else frozenset()
 
     def add(self, token: int, logprob: TokenLogprob | None) -> Delta:
@@ -53,6 +55,8 @@ class Progress:
             self.penalties.add(token)
         may_stop = self.num_new >= self.request.min_new_tokens
         is_stop = token in self.stop_ids
+        if self.request.constraint is not None and not is_stop:
+            self.request.constraint.take(token)
         text = "" if is_stop else self.text.feed(token, may_stop)
         reason = None
         if is_stop or self.text.stopped:

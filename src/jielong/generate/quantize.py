@@ -53,10 +53,8 @@ def build_product(weight: Tensor, bias: Tensor | None, kind: str) -> Product:
             return functools.partial(F.linear, weight=weight, bias=bias)
         wanted = KINDS[KINDS.index(wanted) - 1]
     dtype = compute_dtype(kind)
-    if kind == "float32" and weight.numel() <= _SMALL_WEIGHTS:
-        plain = PlainProduct(weight, bias)
-        if plain.is_steady():
-            return plain
+    if kind == "float32" and weight.numel() <= _SMALL_WEIGHTS and torch_is_steady(*weight.shape):
+        return PlainProduct(weight, bias)
     if wanted == "int8":
         return Int8Product(weight, bias, dtype)
     if wanted == "int4":
@@ -74,7 +72,6 @@ class PlainProduct:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
-        self.zeros = torch.zeros(STEADY_SIZES[-1], weight.shape[1])
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])  # torch may take a product of three dimensions apart, row by row
@@ -83,16 +80,9 @@ class PlainProduct:
             found = torch.cat([self(rows[start : start + most]) for start in range(0, num, most)])
         else:
             size = STEADY_SIZES[bisect.bisect_left(STEADY_SIZES, num)]
-            filled = rows if size == num else torch.cat((rows, self.zeros[: size - num]))
+            filled = rows if size == num else torch.cat((rows, rows.new_zeros(size - num, rows.shape[1])))
             found = F.linear(filled, self.weight, self.bias)[:num]
         return found.view(*x.shape[:-1], -1)
-
-    def is_steady(self) -> bool:
-        """Whether a row has the same bits at every place among each of STEADY_SIZES, here and now."""
-        row = torch.randn(1, self.weight.shape[1], generator=torch.Generator().manual_seed(0))
-        rows = row.repeat(STEADY_SIZES[-1], 1)
-        alone = self(row)
-        return all(torch.equal(self(rows[:size]), alone.expand(size, -1)) for size in STEADY_SIZES)
 
 
 class PackedProduct:
@@ -111,17 +101,15 @@ class PackedProduct:
         self.bias = None if bias is None else bias.to(weight_dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x.to(self.weight_dtype), self.packed, self.bias, self.nonlinearity, [], ""
-        )
-        return found.to(self.dtype)
+        x = x if x.dtype == self.weight_dtype else x.to(self.weight_dtype)  # asking is quicker than a copy of nothing
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, self.nonlinearity, [], "")
+        return found if found.dtype == self.dtype else found.to(self.dtype)
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
         """The product, multiplied by `other` place by place before it is rounded."""
-        found: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-            x.to(self.weight_dtype), other, self.packed, self.bias, "mul"
-        )
-        return found.to(self.dtype)
+        x = x if x.dtype == self.weight_dtype else x.to(self.weight_dtype)
+        found: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, self.bias, "mul")
+        return found if found.dtype == self.dtype else found.to(self.dtype)
 
 
 class Int8Product:
@@ -221,6 +209,16 @@ def available(kind: str) -> bool:
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
     return bool((found - expected).abs().max() < 0.05 * expected.abs().max())
+
+
+@functools.cache
+def torch_is_steady(num_out: int, num_in: int) -> bool:
+    """Whether `PlainProduct` gives a row the same bits at every place among each of STEADY_SIZES, here and now."""
+    generator = torch.Generator().manual_seed(0)
+    product = PlainProduct(torch.randn(num_out, num_in, generator=generator), None)
+    row = torch.randn(1, num_in, generator=generator)
+    alone, rows = product(row), row.repeat(STEADY_SIZES[-1], 1)
+    return all(torch.equal(product(rows[:size]), alone.expand(size, -1)) for size in STEADY_SIZES)
 
 
 def fastest(weights: Sequence[Tensor], kinds: Sequence[str] = KINDS[:3], gain: float = 1.15) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jielong.errors import UsageError
+from jielong.generate.automaton import Constraint
 from jielong.generate.sampling import Sampling
 
 # A stop string is looked for at every token; one longer than this is a mistake.
@@ -27,6 +28,7 @@ class Request:
     cache); the first one, before which nothing stands, has none.
     min_new_tokens: no stop before there are so many. cache_partition: the prefix cache is shared within it only.
     continues_text: the prompt is a text that goes on, so that the blank before its next word counts.
+    constraint: the form that the text must have; it counts what is said, and so is for one request only.
     """
 
     prompt: tuple[int, ...]
@@ -40,6 +42,7 @@ class Request:
     min_new_tokens: int = 0
     cache_partition: str = ""
     continues_text: bool = False
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ def check_request(request: Request, vocab_size: int, context: int) -> None:
             _check_whole(name, number, 0, vocab_size)
     if request.seed >= 1 << 63:
         raise UsageError(f"seed is {request.seed}; legal are whole numbers from 0 to {(1 << 63) - 1}")
+    if request.constraint is not None and request.min_new_tokens:
+        raise UsageError("min_new_tokens cannot be asked for beside a form, which says itself where a text ends")
     if not request.prompt:
         raise UsageError("the prompt has no tokens; give at least one")
     num_wanted = len(request.prompt) + min(request.max_new_tokens, 1)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jielong.serve.engine_thread import Job, Loaded
+from jielong.serve.engine_thread import Loaded
 from jielong.serve.errors import bad_request
+from jielong.serve.forms import Forms
 from jielong.serve.guard import guard_of
 from jielong.serve.intake import read
+from jielong.serve.jobs import Job
 from jielong.serve.prompts import Wanted, check_room, conversation_ids, engine_requests, num_sequences
 from jielong.serve.replies import Envelope, Replies, Reply
 from jielong.serve.schema import ChatBody
 from jielong.serve.service import Service, log_event, new_id, partition
 from jielong.serve.spelling import Told, chat_logprobs
-from jielong.serve.stream import DONE, EventStream, answer, event, unless_gone
+from jielong.serve.stream import DONE, EventStream, answer, unless_gone
 
 
 class Chat:
@@ -25,6 +28,7 @@ class Chat:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._forms = Forms()
 
     async def post(self, request: Request) -> Response:
         service, persona = self._service, self._service.settings.persona
@@ -38,7 +42,10 @@ class Chat:
         if most is None:
             most = loaded.context if persona is None or persona.max_tokens is None else persona.max_tokens
         wanted = Wanted(most, partition(request), logprobs=(body.top_logprobs or 0) if body.logprobs else None)
-        job = service.engine.submit(engine_requests(body, [ids], wanted, loaded, persona))
+        constraints = await self._forms.constraints(body, loaded)
+        asked = engine_requests(body, [ids], wanted, loaded, persona)
+        asked = [replace(one, constraint=form) for one, form in zip(asked, constraints, strict=True)]
+        job = service.engine.submit(asked)
         call = _Call(service, body, loaded, job)
         if body.stream:
             return EventStream(call.events(), job.cancel, service.metrics)
@@ -48,8 +55,6 @@ class Chat:
 
 def _check(body: ChatBody, guarded: bool) -> None:
     """Raises ApiError 400 for what is legal but not done here."""
-    if body.response_format is not None and body.response_format.type != "text":
-        raise bad_request(f"response_format {body.response_format.type!r} is not supported; text is", "response_format")
     if guarded and (body.logprobs or body.return_token_ids):
         raise bad_request("this server guards what it says, and gives no tokens and log-probabilities", "logprobs")
 
@@ -86,13 +91,11 @@ class _Call:
     async def events(self) -> AsyncIterator[bytes]:
         """The answer piece by piece: role, text, finish_reason, usage if wanted, [DONE]."""
         envelope = Envelope("chat.completion.chunk", self._id, self._service.model_name)
-        # Where usage is wanted every chunk has the key, and the last one the numbers.
-        tells_usage = self._body.stream_options is not None and self._body.stream_options.include_usage
-        usage: dict[str, Any] = {"usage": None} if tells_usage else {}
+        tells_usage = self._body.tells_usage
 
         def chunk(index: int, delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> bytes:
             choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason, **more}
-            return event({**envelope.wrap([choice]), **usage})
+            return envelope.event(choice, tells_usage)
 
         for index in range(len(self._replies.each)):
             yield chunk(index, {"role": "assistant", "content": ""})
@@ -105,7 +108,7 @@ class _Call:
                 if piece.finish_reason:
                     yield chunk(piece.index, {}, piece.finish_reason)
         if tells_usage:
-            yield event({**envelope.wrap([]), "usage": self._replies.usage(len(self._replies.each))})
+            yield envelope.last_event(self._replies.usage(len(self._replies.each)))
         self._log()
         yield DONE
 

@@ -8,15 +8,16 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jielong.serve.engine_thread import Job, Loaded
+from jielong.serve.engine_thread import Loaded
 from jielong.serve.errors import ApiError
 from jielong.serve.intake import read
+from jielong.serve.jobs import Job
 from jielong.serve.prompts import Prompts, Wanted, check_room, engine_requests, num_sequences, prompt_rows
 from jielong.serve.replies import Envelope, Piece, Replies, Reply
 from jielong.serve.schema import CompletionBody
 from jielong.serve.service import Service, log_event, new_id, partition
 from jielong.serve.spelling import Told, completion_logprobs
-from jielong.serve.stream import DONE, EventStream, answer, event, unless_gone
+from jielong.serve.stream import DONE, EventStream, answer, unless_gone
 
 SHORT = 16  # OpenAI's max_tokens where none is given
 
@@ -76,17 +77,16 @@ class _Call:
 
     async def events(self) -> AsyncIterator[bytes]:
         """The answer piece by piece, usage if wanted, [DONE]."""
-        tells_usage = self._body.stream_options is not None and self._body.stream_options.include_usage
-        usage: dict[str, Any] = {"usage": None} if tells_usage else {}
+        tells_usage = self._body.tells_usage
         begun: set[int] = set()
         async for pieces in self._replies.pieces():
             for piece in pieces:
                 begins = piece.index not in begun
                 if piece.text or piece.told or piece.finish_reason or (begins and self._body.echo):
                     begun.add(piece.index)
-                    yield event({**self._envelope.wrap([self._choice(piece, begins)]), **usage})
+                    yield self._envelope.event(self._choice(piece, begins), tells_usage)
         if tells_usage:
-            yield event({**self._envelope.wrap([]), "usage": self._replies.usage(self._num_choices)})
+            yield self._envelope.last_event(self._replies.usage(self._num_choices))
         self._log()
         yield DONE
 

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from jielong.errors import UsageError
 from jielong.generate.batching import Batcher
 from jielong.generate.requests import Delta, Request
 from jielong.model.config import ModelConfig
-from jielong.serve.errors import ApiError, unavailable
+from jielong.serve.errors import ApiError, bad_request, unavailable
+from jielong.serve.jobs import Job
 from jielong.serve.metrics import Metrics
 from jielong.tokenizer.tokenizer import Tokenizer
 
@@ -44,66 +46,6 @@ class Loaded:
     @property
     def context(self) -> int:
         return self.config.max_length
-
-
-class Job:
-    """The sequences of one HTTP request. `next` gives what has been made since the last time."""
-
-    def __init__(self, engine: EngineThread, requests: Sequence[Request]) -> None:
-        self.requests = tuple(requests)
-        self.began = time.monotonic()
-        self.num_open = len(self.requests)
-        self._engine = engine
-        self._told: list[tuple[int, Delta]] = []
-        self._error: ApiError | None = None
-        self._news = asyncio.Event()
-        self._last: dict[int, float] = {}  # index -> when its last token came
-        self.ids: dict[int, int] = {}  # index -> the batcher's number; the engine's thread only
-
-    async def next(self) -> list[tuple[int, Delta]]:
-        """(index of the request, what was made), all that is new, at least one; [] when all have ended.
-
-        Raises ApiError when the engine has failed.
-        """
-        while not self._told:
-            if self._error is not None:
-                raise self._error
-            if self.num_open == 0:
-                return []
-            self._news.clear()
-            await self._news.wait()
-        told, self._told = self._told, []
-        return told
-
-    def cancel(self, index: int | None = None) -> None:
-        """End one sequence, or all, before the next step. Nothing more is told of them. Harmless when it has ended."""
-        if self.num_open:
-            self._engine.order(partial(self._engine.drop, self, index))
-
-    def push(self, index: int, delta: Delta) -> None:
-        metrics, now = self._engine.metrics, time.monotonic()
-        if index in self._last:
-            metrics.between_tokens.observe(now - self._last[index])
-        else:
-            metrics.first_token.observe(now - self.began)
-            metrics.tokens.add(delta.num_prompt_tokens, "prompt")
-            metrics.tokens.add(delta.num_cached_tokens, "cached")
-        self._last[index] = now
-        metrics.tokens.add(len(delta.tokens), "made")
-        self._told.append((index, delta))
-        if delta.finish_reason is not None:
-            self.close(delta.finish_reason)
-        self._news.set()
-
-    def close(self, reason: str) -> None:
-        """One sequence has ended."""
-        self.num_open -= 1
-        self._engine.closed(self, reason)
-        self._news.set()
-
-    def fail(self, error: ApiError) -> None:
-        self._error = error
-        self._news.set()
 
 
 class EngineThread:
@@ -193,6 +135,10 @@ class EngineThread:
         finally:
             self._calls.discard(done)
 
+    def cancel(self, job: Job, index: int | None) -> None:
+        """End a job's sequences, one or all, before the next step."""
+        self.order(partial(self._drop, job, index))
+
     def order(self, command: Callable[[Batcher], object]) -> None:
         """Have something done by the engine's thread before its next step."""
         self._inbox.put(command)
@@ -243,6 +189,11 @@ class EngineThread:
         for _ in range(num_dropped):
             job.close("cancelled")
 
+    def _refused(self, job: Job, error: ApiError) -> None:
+        job.fail(error)
+        while job.num_open:
+            job.close("error")
+
     def _finish(self, done: asyncio.Future[Any], value: object, error: BaseException | None) -> None:
         if done.done():  # who asked has gone
             return
@@ -269,9 +220,7 @@ class EngineThread:
 
     def _fail_all(self, error: ApiError) -> None:
         for job in list(self._jobs):
-            job.fail(error)
-            while job.num_open:
-                job.close("error")
+            self._refused(job, error)
         for done in list(self._calls):
             self._finish(done, None, error)
 
@@ -308,11 +257,15 @@ class EngineThread:
         return job, index, delta
 
     def _admit(self, job: Job, batcher: Batcher) -> None:
-        for index, request in enumerate(job.requests):
-            job.ids[index] = batcher.submit(request)
-            self._owners[job.ids[index]] = (job, index)
+        try:
+            for index, request in enumerate(job.requests):
+                job.ids[index] = batcher.submit(request)
+                self._owners[job.ids[index]] = (job, index)
+        except UsageError as error:  # although `check` has let it pass; one request must not end the thread
+            self._drop(job, None, batcher)
+            self._tell(self._refused, job, bad_request(str(error)))
 
-    def drop(self, job: Job, index: int | None, batcher: Batcher) -> None:
+    def _drop(self, job: Job, index: int | None, batcher: Batcher) -> None:
         """Cancel the sequences of a job that still run: one, or all."""
         gone = [number for number in job.ids if index is None or number == index]
         for number in gone:

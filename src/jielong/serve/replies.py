@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from jielong import __version__
 from jielong.generate.requests import Delta, Request
-from jielong.serve.engine_thread import Job
 from jielong.serve.errors import ApiError
 from jielong.serve.guard import OutputGuard
+from jielong.serve.jobs import Job
 from jielong.serve.service import Service, log_event
 from jielong.serve.spelling import TokenTrack, Told
+from jielong.serve.stream import event, to_json
 from jielong.tokenizer.tokenizer import Tokenizer
 
 FINGERPRINT = f"jielong-{__version__}"
+_AFTER, _AFTER_WITH_USAGE = b"]}\n\n", b'],"usage":null}\n\n'
 
 
 @dataclass
@@ -29,9 +32,28 @@ class Envelope:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def wrap(self, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """An answer, or a chunk of one, around its choices."""
+        """An answer around its choices."""
+        return {**self._head, "choices": list(choices)}
+
+    def event(self, choice: dict[str, Any], tells_usage: bool) -> bytes:
+        """One chunk of a stream, with one choice. What all chunks have in common is written once: there are many.
+
+        tells_usage: every chunk has the key then, and the last one the numbers.
+        """
+        return self._before + to_json(choice) + (_AFTER_WITH_USAGE if tells_usage else _AFTER)
+
+    def last_event(self, usage: dict[str, Any]) -> bytes:
+        """The chunk behind all choices, with the usage."""
+        return event({**self._head, "choices": [], "usage": usage})
+
+    @cached_property
+    def _head(self) -> dict[str, Any]:
         head = {"id": self.id, "object": self.kind, "created": self.created, "model": self.model}
-        return {**head, "system_fingerprint": FINGERPRINT, "choices": list(choices)}
+        return {**head, "system_fingerprint": FINGERPRINT}
+
+    @cached_property
+    def _before(self) -> bytes:
+        return b"data: " + to_json(self._head)[:-1] + b',"choices":['
 
 
 class Reply:

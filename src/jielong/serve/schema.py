@@ -68,6 +68,11 @@ class SamplingBody(Body):
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
 
+    @property
+    def tells_usage(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage is True
+
     @model_validator(mode="after")
     def _streams_if_it_has_options(self) -> SamplingBody:
         if self.stream_options is not None and not self.stream:

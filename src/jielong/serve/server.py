@@ -24,6 +24,7 @@ from jielong.serve.settings import ServeSettings
 KEEP_ALIVE_SECONDS = 30
 # What a stopping server still gives its last answers to reach their clients, once the engine has made them.
 _LAST_BYTES_SECONDS = 5
+_BACKLOG = 512
 _INTERRUPTED = 130  # what a shell expects of a program that Ctrl-C has ended
 
 
@@ -92,7 +93,7 @@ class Server(uvicorn.Server):
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
             h11_max_incomplete_event_size=settings.limits.header_bytes,
-            backlog=512,
+            backlog=_BACKLOG,
         )
         super().__init__(config)
         self._service = service
@@ -134,6 +135,7 @@ def listen(settings: ServeSettings) -> socket.socket:
         taken = socket.socket(family, kind, protocol)
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(address)
+        taken.listen(_BACKLOG)  # who connects from now on waits, and is not refused
     except OSError as error:
         raise UsageError(
             f"cannot listen at {settings.host}:{settings.port}: {error.strerror or error}; choose another --port"
