@@ -113,6 +113,7 @@ def test_wins_by_hand() -> None:
         vote("4", "tie"),
         vote("5", "both_bad"),
         vote("6", "a", models=("new", "new")),  # no match
+        vote("8", "a", ("same", "same")),  # no choice
         vote("7", "c", ("p", "q", "r"), models=("old", "new", "third")),  # third beats both; old and new undecided
     ]
     found = matches(votes, model_names(votes))

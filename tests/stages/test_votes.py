@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,15 @@ def thirty() -> list[Vote]:
     found += [vote(n, "a" if n else "b", user="bob") for n in range(0, 12, 2)]
     found += [vote(30, "tie"), vote(31, "both_bad"), vote(32, "both_bad", edited="Of course, I am happy to. The end.")]
     return [*found, vote(33, "a", (BAD, BAD)), vote(29, "b", (BAD, GOOD), id="again")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Scores get their zero on fewer replies, and no curves are drawn anew after each stage."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jielong.report.page.draw", lambda panel, name: "")
+        patch.setattr("jielong.stages.comparisons.NUM_REFERENCE_REPLIES", 48)
+        yield
 
 
 @pytest.fixture(scope="module")

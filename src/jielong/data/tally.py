@@ -148,9 +148,12 @@ class Match:
 def duels(vote: Vote) -> Iterator[tuple[int, int, str]]:
     """(place, other place, "wins" | "losses" | "ties" | "both_bad" of the first) of each pair that a vote decides.
 
-    Where three or more answers were shown, a pair without the chosen one was not decided.
+    Where three or more answers were shown, a pair without the chosen one was not decided; and a choice between answers
+    that say the same is none.
     """
     for one, other in combinations(range(len(vote.answers)), 2):
+        if vote.answers[one].text == vote.answers[other].text:
+            continue
         if vote.winner is None:
             yield one, other, "ties" if vote.choice == TIE else "both_bad"
         elif vote.winner in (one, other):
