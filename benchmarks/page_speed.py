@@ -20,6 +20,7 @@ import asyncio
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -41,10 +42,15 @@ READY = {
 NUM_MESSAGES, NUM_LINES, NUM_CLIENTS, NUM_TOKENS = 10_000, 1_000_000, 20, 150
 LONG = "c" * 32
 # Resolves with the milliseconds since loading began, after the frame in which the expression became true was painted.
-WAIT = """(expression) => new Promise((resolve) => {
+WAIT = """(expression) => new Promise((resolve, reject) => {
   const ready = () => EXPRESSION;
   const painted = () => requestAnimationFrame(() => setTimeout(() => resolve(performance.now())));
-  const look = () => (ready() ? painted() : setTimeout(look, 4));
+  const end = performance.now() + 60000;
+  const look = () => {
+    if (ready()) painted();
+    else if (performance.now() > end) reject(new Error(`not within a minute: ${expression}`));
+    else setTimeout(look, 4);
+  };
   look();
 })"""
 
@@ -169,6 +175,12 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def told(rows: list[list[str]]) -> None:
+    """What is known already, for whoever waits."""
+    for row in rows:
+        print("  ".join(row), file=sys.stderr, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
@@ -179,14 +191,17 @@ def main() -> None:
         prepare(run)
         with served(str(run), ("--max-rows", str(NUM_CLIENTS))) as (address, pid):
             rows = first_visits(browser, address, options.repeats)
+            told(rows)
             rows.append(wall(browser, address, options.repeats))
+            told(rows[-1:])
             last = f"document.querySelector('[data-id=\"{NUM_MESSAGES - 1:08x}\"]')"
-            rows.append(
-                ["history", f"{NUM_MESSAGES} messages", opened(browser, address, f"/#{LONG}", last, options.repeats)]
-            )
-            shown = "document.querySelector('.note, p.mute')?.textContent && " + READY["/training"]
-            lines = opened(browser, address, "/training", shown, options.repeats)
-            rows.append(["metrics", f"{NUM_LINES} lines, in the stage that is shown", lines])
+            spent = opened(browser, address, f"/#{LONG}", last, options.repeats)
+            rows.append(["history", f"{NUM_MESSAGES} messages", spent])
+            told(rows[-1:])
+            shown = "document.body.textContent.includes('even sample') && " + READY["/training"]
+            spent = opened(browser, address, "/training", shown, options.repeats)
+            rows.append(["metrics", f"{NUM_LINES} lines, in the stage that is shown", spent])
+            told(rows[-1:])
             rows.append(stream_cost(address, pid, options.repeats))
     print(markdown_table(("what", "of", "median"), rows))
     print(f"\n{options.run}: {machine(environment(detect()))}, {options.repeats} repeats")

@@ -24,10 +24,11 @@ from starlette.routing import Route
 from jielong.data.votes import Answer, Vote, append_vote
 from jielong.errors import DataError
 from jielong.generate.requests import Request as Wish
-from jielong.serve.engine_thread import Job, Loaded
+from jielong.serve.engine_thread import Loaded
 from jielong.serve.errors import ApiError, bad_request
 from jielong.serve.guard import guard_of
 from jielong.serve.intake import read
+from jielong.serve.jobs import Job
 from jielong.serve.page.history import History
 from jielong.serve.prompts import Wanted, check_room, conversation_ids, engine_requests
 from jielong.serve.replies import Replies, Reply

@@ -11,17 +11,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from jielong.serve.engine_thread import Job, Loaded
+from jielong.serve.engine_thread import Loaded
 from jielong.serve.errors import bad_request
 from jielong.serve.guard import guard_of
 from jielong.serve.intake import read
+from jielong.serve.jobs import Job
 from jielong.serve.personas import Persona
 from jielong.serve.prompts import Wanted, check_room, conversation_ids, engine_requests
 from jielong.serve.replies import Envelope, Replies, Reply
 from jielong.serve.schema import Body, ChatBody, ChatMessage, Messages, TokenId
 from jielong.serve.service import Service, new_id, partition
 from jielong.serve.spelling import Told, chat_logprobs
-from jielong.serve.stream import DONE, EventStream, answer, event
+from jielong.serve.stream import DONE, EventStream, answer
 from jielong.tokenizer.tokenizer import Tokenizer
 
 LEAST_ROOM = 4  # an answer has at least one of so many parts of the context
@@ -141,7 +142,7 @@ async def _chunks(service: Service, body: ChatBody, loaded: Loaded, job: Job) ->
     def chunk(delta: dict[str, Any], told: Sequence[Told] = (), finish_reason: str | None = None, **more: Any) -> bytes:
         odds = chat_logprobs(loaded.tokenizer, told, body.top_logprobs or 0) if told else None
         choice = {"index": 0, "delta": delta, "logprobs": odds, "finish_reason": finish_reason, **more}
-        return event(envelope.wrap([choice]))
+        return envelope.event(choice, tells_usage=False)
 
     yield chunk({"role": "assistant", "content": ""})
     async for pieces in replies.pieces():
@@ -150,5 +151,5 @@ async def _chunks(service: Service, body: ChatBody, loaded: Loaded, job: Job) ->
                 yield chunk({"content": piece.text}, piece.told, token_ids=list(piece.tokens))
             if piece.finish_reason:
                 yield chunk({}, (), piece.finish_reason)
-    yield event({**envelope.wrap([]), "usage": replies.usage(1)})
+    yield envelope.last_event(replies.usage(1))
     yield DONE
