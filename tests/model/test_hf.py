@@ -178,7 +178,8 @@ def test_written_as_the_family_that_says_all_of_it(case: str, tmp_path: Path, ca
 
 # Presets by the beginning of their names.
 PRESETS_WRITTEN = {
-    "jie-": "LlamaForCausalLM", "llama-": "LlamaForCausalLM", "qwen2-": "Qwen2ForCausalLM",
+    "jie-encoder-": "JielongTransformer", "jie-": "LlamaForCausalLM", "llama-": "LlamaForCausalLM",
+    "qwen2-": "Qwen2ForCausalLM",
     "qwen3-30b-a3b": "Qwen3MoeForCausalLM", "qwen3-": "Qwen3ForCausalLM", "mixtral-": "MixtralForCausalLM",
     "gpt1": "OpenAIGPTLMHeadModel", "gpt2-": "GPT2LMHeadModel", "bert-": "BertForPreTraining",
     "transformer-": "MarianMTModel", "gpt3-": "JielongTransformer", "grok-1": "JielongTransformer",

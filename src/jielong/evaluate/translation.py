@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import sacrebleu
-
 from jielong.errors import DataError
 
 # Languages that are not written with blanks between words: BLEU counts their characters, or words found by other means.
@@ -21,6 +19,8 @@ def corpus_scores(hypotheses: Sequence[str], references: Sequence[str], language
     Raises DataError when the numbers of sentences differ or are 0.
     Source: Papineni et al. 2002 (BLEU); Popović 2015 (chrF); Post 2018, arXiv:1804.08771 (why signatures).
     """
+    import sacrebleu  # here: it brings a locking library that wants more of the system than we do
+
     if len(hypotheses) != len(references) or not references:
         raise DataError(f"{len(hypotheses)} translations for {len(references)} references; each needs the other")
     bleu = sacrebleu.metrics.BLEU(tokenize=TOKENIZERS.get(language, "13a"))

@@ -91,9 +91,9 @@ def train_step(
     optimizer state are then untouched.
     """
     started = time.perf_counter()
-    own_units = sum(batch.num_units for batch in micro_batches)
     own_tokens = sum(int((batch.segments > 0).sum()) for batch in micro_batches)
-    num_units, num_tokens = (int(one) for one in total([own_units, own_tokens], runtime))
+    counts = total([sum(batch.num_units for batch in micro_batches), own_tokens], runtime)
+    num_units, num_tokens = map(int, counts)
     learning_rate = float(optimizer.param_groups[-1]["lr"])
     if num_units == 0:
         return StepStats(step, 0.0, 0.0, learning_rate, 0, num_tokens, time.perf_counter() - started, skipped=True)
@@ -119,8 +119,8 @@ def train_step(
     means = {name: value / num_units for name, value in zip(sorted(totals), told[1:], strict=True)}
     if runtime.device.type == "cuda":
         torch.cuda.synchronize(runtime.device)  # else the optimizer's work would be billed to the next step
-    loss, seconds = told[0] / num_units, time.perf_counter() - started
-    return StepStats(step, loss, grad_norm, learning_rate, num_units, num_tokens, seconds, means)
+    spent, loss = time.perf_counter() - started, told[0] / num_units
+    return StepStats(step, loss, grad_norm, learning_rate, num_units, num_tokens, spent, means)
 
 
 def _check_finite(
