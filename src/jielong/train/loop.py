@@ -107,7 +107,6 @@ def train_step(
         sums.append(loss_sum.detach())
         for name, value in metrics.items():
             totals[name] = totals[name] + value.detach() if name in totals else value.detach()
-
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     sum_gradients(parameters, runtime)
     grad_norm = float(nn.utils.clip_grad_norm_(parameters, clip))
