@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLOURS = ("#2356c9", "#c2571a", "#18805f", "#8a4fbf", "#6a6f78")
+BEST_OF_N = "#1c1d20"
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "alignment",
@@ -49,8 +50,8 @@ def _against_distance(axes: Axes, summary: Mapping[str, Any], name: str, title: 
         _line(axes, Fit(**curve[f"{name}_fit"]), max(d), label, colour)
     curve = summary["best_of_n"]
     d = [math.sqrt(row["kl_bound_nats"]) for row in curve["rows"]]
-    axes.plot(d, [row[name] for row in curve["rows"]], "s", markersize=4, color=COLOURS[4])
-    _line(axes, Fit(**curve[f"{name}_fit"]), max(d), "best of n (KL: its bound)", COLOURS[4])
+    axes.plot(d, [row[name] for row in curve["rows"]], "s", markersize=4, color=BEST_OF_N)
+    _line(axes, Fit(**curve[f"{name}_fit"]), max(d), "best of n (KL: its bound)", BEST_OF_N)
     axes.legend()
 
 
