@@ -122,9 +122,12 @@ def find_browser() -> str | None:
     return next((path for path in map(shutil.which, BROWSERS) if path), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium. Where there is none the test is skipped, but not where JIELONG_CI is set."""
+    """Chromium. Where there is none the test is skipped, but not where JIELONG_CI is set.
+
+    One for each file: while playwright's own loop runs in this thread, asynchronous tests of other files could not.
+    """
     must = bool(os.environ.get("JIELONG_CI"))
     path = find_browser()
     if path is None:
