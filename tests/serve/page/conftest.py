@@ -124,7 +124,10 @@ def find_browser() -> str | None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium. Where there is none the test is skipped, but not where JIELONG_CI is set."""
+    """Chromium. Where there is none the test is skipped, but not where JIELONG_CI is set.
+
+    One for each file: while playwright's own loop runs in this thread, asynchronous tests of other files could not.
+    """
     must = bool(os.environ.get("JIELONG_CI"))
     path = find_browser()
     if path is None:

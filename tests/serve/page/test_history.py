@@ -75,10 +75,10 @@ def test_a_long_conversation_opens_fast(history: History) -> None:
             "VALUES (?, 'cccccccc', ?, 'user', ?, '{}', NULL, 0)",
             rows,
         )
-    began = time.monotonic()
+    began = time.process_time()  # of this process alone: the machine may be busy
     found = history.conversation("c" * 8)
     assert found is not None and len(found["messages"]) == 10_000
-    assert time.monotonic() - began < 1.0
+    assert time.process_time() - began < 1.0
 
 
 def test_a_file_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
