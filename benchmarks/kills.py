@@ -100,7 +100,7 @@ def main() -> None:
         shutil.copytree(base, run)
         moment = draw.uniform(0.2, 0.95) * seconds
         killed = kill_after(command(run, options.stage), log, moment)
-        done_lines = lines_of(stage_folder(run, options.stage)) if killed else -1
+        done_lines = lines_of(run / stage_folder(whole, options.stage).name) if killed else -1  # or not yet there
         started = time.perf_counter()
         finish(command(run, options.stage), log)
         equal = outcome(stage_folder(run, options.stage)) == expected
