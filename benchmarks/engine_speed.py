@@ -115,7 +115,7 @@ def of_ctranslate2(folder: Path, prompts: Prompts, num_new: int) -> dict[str, Wo
     found: dict[str, Work] = {}
     for kind in ("float32", "int8"):
         target = str(folder / f"ctranslate2-{kind}")
-        ctranslate2.converters.TransformersConverter(str(folder)).convert(target, quantization=kind)
+        ctranslate2.converters.TransformersConverter(str(folder)).convert(target, quantization=kind, force=True)
         generator = ctranslate2.Generator(target, compute_type=kind, intra_threads=torch.get_num_threads())
 
         def generate(generator: Any = generator) -> int:

@@ -53,7 +53,7 @@ def serve(
     ] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts and answers into the log.")] = False,
 ) -> None:
-    """Serve a model over HTTP: the OpenAI API, on this machine only unless told otherwise.
+    """Serve a model: a web page and the API of OpenAI, on this machine only unless told otherwise.
 
     The first Ctrl-C or SIGTERM finishes what runs and stops; a second Ctrl-C stops at once. docs/serving.md has the
     endpoints, what is promised, and the limits.
