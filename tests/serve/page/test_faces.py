@@ -92,9 +92,7 @@ def test_chances_and_a_branch_from_a_token(tab: Any) -> None:
     ask(tab, "the cat")
     tab.get_by_role("button", name="Chances").click()
     tokens = tab.locator(".message.assistant .token")
-    tokens.first.wait_for()
-    number = tokens.count()
-    assert number > 1
+    until(tab, "document.querySelectorAll('.message.assistant .token').length > 1")
     tab.keyboard.press("Tab")
     tokens.first.focus()
     tab.keyboard.press("ArrowRight")
