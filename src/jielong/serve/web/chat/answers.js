@@ -34,8 +34,9 @@ export async function answer(asked, on, signal) {
       ids.push(...(choice.token_ids ?? []));
       for (const one of choice.logprobs?.content ?? []) { waiting.push(entryOf(one, ids[told] ?? null)); told += 1; }
       if (!text) continue;
-      for (const span of spansOf(text, waiting)) on.piece(span);
-      waiting = [];
+      const [spans, rest] = spansOf(text, waiting);
+      for (const span of spans) on.piece(span);
+      waiting = rest;
     }
   } catch (error) {
     if (error.name !== 'AbortError') throw error;
@@ -60,10 +61,27 @@ function spelled({ token, bytes }) {
   return plain.length === bytes.length && plain.every((byte, place) => byte === bytes[place]);
 }
 
-/** One span a token where the tokens spell the text; else one span for all of them. */
+/**
+ * Text that came at once, cut by the tokens behind it: a server ahead of its reader sends several together. A span for
+ * each token that completes a character, and the tokens at the end that complete none; one span of all where the tokens
+ * do not spell the text, as where a stop word was cut away.
+ */
 function spansOf(text, entries) {
-  const spells = entries.length > 1 && entries.every((entry) => entry.length === 4) && entries.map(([token]) => token).join('') === text;
-  return spells ? entries.map((entry) => [entry[0], [entry]]) : [[text, entries]];
+  if (entries.length < 2) return [[[text, entries]], []];
+  const decoder = new TextDecoder('utf-8', { ignoreBOM: true });
+  const spans = [];
+  let waiting = [];
+  const close = (said) => { spans.push([said, waiting]); waiting = []; };
+  for (const entry of entries) {
+    const said = decoder.decode(entry[4] ? new Uint8Array(entry[4]) : encoder.encode(entry[0]), { stream: true });
+    waiting.push(entry);
+    if (said) close(said);
+  }
+  const told = spans.map(([said]) => said).join('');
+  if (told === text) return [spans, waiting];
+  const last = decoder.decode();
+  if (last && told + last === text) { close(last); return [spans, []]; }
+  return [[[text, entries]], []];
 }
 
 /** The chance of a span: of all its tokens together. 1 when nothing is known. */
