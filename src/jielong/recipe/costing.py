@@ -132,6 +132,11 @@ def _tokenizer(settings: Any, state: _State) -> dict[str, Any]:
 
 def _pretrain(settings: Any, state: _State) -> dict[str, Any]:
     state.model = model_config(settings.model.sizes(), state.vocab_size, settings.context_tokens)
+    return _over_corpus(settings, state, state.model, state.training_rate)
+
+
+def _over_corpus(settings: Any, state: _State, model: ModelConfig, rate: float) -> dict[str, Any]:
+    """Rows of the curated text, for num_steps or epochs. rate: FLOP/s. Of a corpus of unknown size, memory alone."""
     batch_tokens = settings.batch_rows * settings.context_tokens
     tokens: float | None
     if settings.num_steps is not None:
@@ -140,8 +145,8 @@ def _pretrain(settings: Any, state: _State) -> dict[str, Any]:
         corpus_tokens = state.corpus_bytes / bytes_per_token(state.vocab_size) if state.corpus_bytes else None
         tokens = settings.epochs * corpus_tokens if corpus_tokens else None
     if tokens is None:
-        return {"memory_bytes": training_memory_bytes(state.model, batch_tokens, settings.context_tokens)}
-    return _training(state.model, round(tokens), batch_tokens, state.training_rate)
+        return {"memory_bytes": training_memory_bytes(model, batch_tokens, settings.context_tokens)}
+    return _training(model, round(tokens), batch_tokens, rate)
 
 
 def _translate(settings: Any, state: _State) -> dict[str, Any]:
@@ -232,16 +237,7 @@ def _promote(settings: Any, state: _State) -> dict[str, Any]:
 def _mlm(settings: Any, state: _State) -> dict[str, Any]:
     model = model_config(settings.model.sizes(), state.vocab_size + NUM_ENCODER_TOKENS, settings.context_tokens)
     state.model = state.model or model
-    batch_tokens = settings.batch_rows * settings.context_tokens
-    tokens: float | None
-    if settings.num_steps is not None:
-        tokens = settings.num_steps * settings.accumulate * batch_tokens
-    else:
-        corpus_tokens = state.corpus_bytes / bytes_per_token(state.vocab_size) if state.corpus_bytes else None
-        tokens = settings.epochs * corpus_tokens if corpus_tokens else None
-    if tokens is None:
-        return {"memory_bytes": training_memory_bytes(model, batch_tokens, settings.context_tokens)}
-    return _training(model, round(tokens), batch_tokens, state.rate * (state.mfu or expected_mfu(model, state.runtime)))
+    return _over_corpus(settings, state, model, state.rate * (state.mfu or expected_mfu(model, state.runtime)))
 
 
 def _finetune(settings: Any, state: _State) -> dict[str, Any]:
