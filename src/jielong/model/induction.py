@@ -6,10 +6,10 @@ line is taken out of the question. Two kinds of head do it together (Olsson et a
 each token's predecessor beside it, one in the next looks for places whose predecessor is the present token and copies
 what stands there. Both can be written down; training then has something to refine instead of something to find.
 
-    layer 0      a head that looks one token back       (how, and the vector u that all positions share: planting.py)
-    layer 1      q = R V0 x, k = R O0^+ x               V0, O0 of layer 0's head: reads the token here and the predecessor
-                                                        there, on slow rotary pairs, which distance hardly turns
-                 v = P x, output P^T                    P: orthonormal, so that the copied token is written as it was read
+    layer 0      a head that looks one token back     (how, and the vector u that all positions share: planting.py)
+    layer 1      q = R V0 x, k = R O0^+ x             V0, O0 of layer 0's head: reads the token here and the predecessor
+                                                      there, on slow rotary pairs, which distance hardly turns
+                 v = P x, output P^T                  P: orthonormal: the copied token is written as it was read
 
 Source: Olsson et al. 2022, arXiv:2209.11895 (the circuit). The construction for rotary positions is ours.
 """
@@ -79,8 +79,8 @@ def check_induction(config: ModelConfig) -> None:
     )
     if wrong:
         raise ModelError(
-            f"{wrong}: an induction circuit can be planted in a decoder of two layers or more with rotary positions, an "
-            "RMSNorm before each sublayer and no experts"
+            f"{wrong}: an induction circuit can be planted in a decoder of two layers or more with rotary positions, "
+            "an RMSNorm before each sublayer and no experts"
         )
     slowest = config.rope_base ** (-(config.head_size - 2) / config.head_size)
     if slowest >= SLOW:

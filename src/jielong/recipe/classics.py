@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from jielong.data.labelled import TASKS
-from jielong.recipe.settings import Count, Fraction, Names, NotNegative, Optimisation
+from jielong.model.config import ModelConfig
+from jielong.model.neighbours import check_neighbours
+from jielong.recipe.settings import Count, Fraction, Names, NotNegative, Optimisation, translated
 from jielong.recipe.shape import EncoderSettings
 
 ENCODER_ONLY, DECODER_ONLY = ("span",), ("language_weight",)
@@ -22,6 +24,14 @@ class MlmSettings(Optimisation):
     whole_words: bool = False
     next_sentence: bool = True
     short_fraction: Fraction = 0.1  # of the rows that are meant to be shorter than context_tokens
+    start: Literal["random", "neighbours"] = "random"  # neighbours: first heads look beside, see model/neighbours.py
+
+    @model_validator(mode="after")
+    def _check_start(self) -> MlmSettings:
+        if self.start == "neighbours":
+            config = ModelConfig(vocab_size=263, max_length=self.context_tokens, **self.model.sizes())
+            translated(lambda: check_neighbours(config))
+        return self
 
 
 class FinetuneSettings(Optimisation):

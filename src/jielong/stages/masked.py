@@ -15,6 +15,7 @@ from jielong.errors import DataError
 from jielong.evaluate.masked import frequency_baseline, measure_masked
 from jielong.folder import save
 from jielong.model.config import ModelConfig
+from jielong.model.neighbours import plant_neighbours
 from jielong.model.transformer import Transformer
 from jielong.plan.count import count_parameters
 from jielong.runtime import derive_seed
@@ -40,9 +41,7 @@ def run_mlm(context: Context) -> dict[str, Any]:
             f"{settings.batch_rows}; lower one of them, or give more text"
         )
     masking = Masking.of(tokenizer, settings.mask_fraction, settings.whole_words)
-    config = ModelConfig(vocab_size=tokenizer.vocab_size, max_length=settings.context_tokens, **settings.model.sizes())
-    model = Transformer(config)
-    model.init_weights(context.runtime.generator(context.name, "weights"))
+    model = _new_encoder(context, tokenizer)
     num_rows, num_micro = micro_batches(context)
     order = RowOrder(len(rows), num_rows * num_micro, context.seed)
 
@@ -73,9 +72,20 @@ def run_mlm(context: Context) -> dict[str, Any]:
         "text_tokens_lost": rows.num_lost,
         "tokens_per_second": totals.tokens_per_second,
         "tokens_seen": totals.tokens,
-        "parameters": sum(count_parameters(config).values()),
+        "parameters": sum(count_parameters(model.config).values()),
         "steps": totals.steps,
     }
+
+
+def _new_encoder(context: Context, tokenizer: Tokenizer) -> Transformer:
+    settings = context.settings
+    sizes = settings.model.sizes()
+    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, max_length=settings.context_tokens, **sizes))
+    generator = context.runtime.generator(context.name, "weights")
+    model.init_weights(generator)
+    if settings.start == "neighbours":
+        plant_neighbours(model, generator)
+    return model
 
 
 def sentence_rows(context: Context, tokenizer: Tokenizer, documents: str) -> SentenceRows:
