@@ -187,6 +187,21 @@ def test_recurrent_is_trained_by_the_same_stage(recipe: Path, tmp_path: Path, in
     assert invoke("translate", tmp_path / "run", "猫")[0] == 0
 
 
+@pytest.mark.parametrize("switches", [[], ["one_attention", "one_stack", "layer_by_layer", "causal_source"]])
+def test_structures_are_trained_by_the_same_stage(switches: list[str], recipe: Path, tmp_path: Path) -> None:
+    settings = ["architecture=structured", f"switches={json.dumps(switches)}", "num_steps=60"]
+    settings += ["evaluate_every=20", "model.positions=rotary", "model.norm_at=pre", "model.embedding_scale=1.0"]
+    run_recipe(recipe, tmp_path / "run", [f"translate.{setting}" for setting in settings], quiet=True)
+    found = figures_of(tmp_path / "run")
+    stage = tmp_path / "run" / "02-translate"
+    assert (stage / "weights.safetensors").exists() and not (stage / "model").exists()
+    lines = (stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = [loss for line in lines if (loss := json.loads(line).get("heldout_loss_nats")) is not None]
+    assert losses[-1] < 0.8 * losses[0] and 0 <= found["greedy_bleu"] <= 100
+    samples = json.loads((stage / "samples.json").read_text(encoding="utf-8"))
+    assert len({one["translation"] for one in samples}) > 1, "it reads its source"
+
+
 def test_verb(reference: Path, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, said = invoke("translate", reference, "红色的猫在睡觉")
     assert code == 0 and out.count("\n") == 1 and "02-translate" in said
@@ -236,6 +251,12 @@ def test_verb_refuses(reference: Path, tmp_path: Path, invoke: Invoke) -> None:
         (["translate.to_language=zh"], "they must differ"),
         (["translate.model.preset=jie-s"], "is no encoder-decoder, which this stage trains"),
         (["translate.recurrent_layers=3"], "has no effect with architecture = 'transformer'"),
+        (['translate.switches=["one_stack"]'], "has no effect with architecture = 'transformer'"),
+        (
+            ["translate.architecture=structured", 'translate.switches=["one_stak"]'],
+            "'one_stak' is none; legal are one_attention, one_stack",
+        ),
+        (["translate.architecture=structured"], "a structure wants positions 'rotary', norm_at 'pre'"),
         (["translate.final_fraction=0.2"], "no effect with schedule = 'noam'"),
         (['translate.sources=["world"]'], "holds no sentence pairs"),
         (["translate.beam=99"], "beam is 99"),

@@ -8,6 +8,7 @@ from torch import Tensor
 from jielong.generate.beam import Decoder
 from jielong.generate.cache import KeyValueCache
 from jielong.model.recurrent import Recurrent
+from jielong.model.structure import Read, StructuredTransformer
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime
 
@@ -19,6 +20,9 @@ def begin_decoding(
 ) -> Decoder:
     """A decoder of B * beam rows that has read the sources, (B, S) ids and segments; capacity: most tokens of a row."""
     source, segments = source.to(runtime.device), segments.to(runtime.device)
+    if isinstance(model, StructuredTransformer):
+        rows = torch.arange(len(source), device=source.device).repeat_interleave(beam)
+        return _StructuredDecoder(model, source[rows], segments[rows], runtime)
     with runtime.autocast(), torch.inference_mode():
         memory = model.encode(source, segments)
         if isinstance(model, Recurrent):
@@ -69,3 +73,25 @@ class _RecurrentDecoder:
         self._state = self._state[0][:, rows].contiguous(), self._state[1][:, rows].contiguous()
         if sentences is not None:
             self._memory, self._segments = self._memory[rows], self._segments[rows]
+
+
+class _StructuredDecoder:
+    """Of the structure lab: reads all that is written anew at each step, and the sources when their rows change."""
+
+    def __init__(self, model: StructuredTransformer, source: Tensor, segments: Tensor, runtime: Runtime) -> None:
+        self._model, self._source, self._segments, self._runtime = model, source, segments, runtime
+        self._tokens = source.new_empty((len(source), 0))
+        self._read: Read | None = None
+
+    def step(self, ids: Tensor) -> Tensor:
+        self._tokens = torch.cat((self._tokens, ids.to(self._tokens.device)[:, None]), dim=1)
+        with self._runtime.autocast(), torch.inference_mode():
+            if self._read is None:
+                self._read = self._model.read(self._source, self._segments)
+            return self._model.unembed(self._model.target_hidden(self._tokens, self._read)[:, -1])
+
+    def select(self, rows: Tensor, sentences: Tensor | None) -> None:
+        rows = rows.to(self._tokens.device)
+        self._tokens = self._tokens[rows]
+        if sentences is not None:
+            self._source, self._segments, self._read = self._source[rows], self._segments[rows], None

@@ -19,6 +19,7 @@ from jielong.generate.decoders import TranslationModel
 from jielong.generate.translator import Translator, source_ids, start_id
 from jielong.model.config import ModelConfig
 from jielong.model.recurrent import Recurrent, RecurrentConfig
+from jielong.model.structure import StructuredTransformer
 from jielong.model.transformer import Transformer
 from jielong.runtime import derive_seed
 from jielong.stages.context import Context, write_json
@@ -51,11 +52,7 @@ def run_translate(context: Context) -> dict[str, Any]:
     objective = translation(settings.label_smoothing)
     totals = train(context, model, objective, loader.batches, num_steps, watch.evaluate)
     watch.average()
-    folder, provenance = context.folder / "model", context.provenance(totals.steps)
-    if isinstance(model, Recurrent):
-        save_recurrent_folder(model, tokenizer, folder, provenance)
-    else:
-        save(model, tokenizer, folder, provenance)
+    _save(context, model, tokenizer, totals.steps)
     context.progress.say(f"{context.name}: translating {len(validation)} validation sentences")
     figures = watch.measure()
     watch.clear()
@@ -123,11 +120,24 @@ def build(context: Context, vocab_size: int) -> TranslationModel:
     sizes = settings.model.sizes()
     if settings.architecture == "transformer":
         return Transformer(ModelConfig(vocab_size=vocab_size, max_length=settings.context_tokens, **sizes))
+    if settings.architecture == "structured":  # source and target may stand behind each other
+        config = ModelConfig(vocab_size=vocab_size, max_length=2 * settings.context_tokens, **sizes)
+        return StructuredTransformer(config, settings.structure())
     width = settings.recurrent_width or sizes["width"]
-    config = RecurrentConfig(
-        vocab_size, settings.context_tokens, width, settings.recurrent_layers, sizes.get("dropout", 0.0)
-    )
-    return Recurrent(config)
+    dropout = sizes.get("dropout", 0.0)
+    return Recurrent(RecurrentConfig(vocab_size, settings.context_tokens, width, settings.recurrent_layers, dropout))
+
+
+def _save(context: Context, model: TranslationModel, tokenizer: Tokenizer, num_steps: int) -> None:
+    """The model folder; of a model of the structure lab, which no engine reads, the weights alone."""
+    folder, provenance = context.folder / "model", context.provenance(num_steps)
+    if isinstance(model, Recurrent):
+        save_recurrent_folder(model, tokenizer, folder, provenance)
+    elif isinstance(model, StructuredTransformer):
+        weights = {name: value.detach().cpu() for name, value in model.named_parameters()}
+        write_tensors(context.folder / "weights.safetensors", weights)
+    else:
+        save(model, tokenizer, folder, provenance)
 
 
 class _Watch:

@@ -15,6 +15,7 @@ from jielong.data.batch import Batch
 from jielong.model.logprobs import check_mask, hidden_logprobs, scored_logprobs, smoothed_nats
 from jielong.model.recurrent import Recurrent
 from jielong.model.routing import Routing
+from jielong.model.structure import StructuredTransformer
 from jielong.model.transformer import Transformer
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -65,8 +66,11 @@ def translation(smoothing: float) -> Objective[Transformer | Recurrent, Batch]:
     def objective(model: Transformer | Recurrent, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.source is not None and batch.source_segments is not None
         check_mask(batch.mask, batch.segments)
-        memory = model.encode(batch.source, batch.source_segments)
-        hidden = model.hidden_of(batch.tokens, batch.segments, memory, batch.source_segments)
+        if isinstance(model, StructuredTransformer):
+            hidden = model.target_hidden(batch.tokens, model.read(batch.source, batch.source_segments))
+        else:
+            memory = model.encode(batch.source, batch.source_segments)
+            hidden = model.hidden_of(batch.tokens, batch.segments, memory, batch.source_segments)
         loss, nats = smoothed_nats(model, hidden, batch.tokens, batch.mask, smoothing)
         return loss, {"label_nats": nats}
 
