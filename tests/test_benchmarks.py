@@ -318,6 +318,8 @@ def test_engine_speed_in_miniature(
     )
     speed.measure(1, options, tmp_path, (model, tokenizer))
     assert "| jielong float32" in capsys.readouterr().out
+
+
 def test_both_beams_find_the_same(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     speed = script("beam_speed")
     chosen = ["--random", "--sentences", "6", "--rows", "3", "--beam", "2", "--new-tokens", "5", "--blocks", "1"]

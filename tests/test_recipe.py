@@ -381,7 +381,7 @@ def test_settings_of_the_world_are_refused_without_it(tmp_path: Path) -> None:
         ("reward.label_agreement=0.8", "label_agreement = 0.8 has no effect: only the world's replies are labelled"),
         ("reward.num_prompts=8", 'num_prompts = 8 has no effect without "world" in sources'),
         ("ppo.watch_every=5", "watch_every = 5 has no effect: only the world has a judge"),
-        ("promote.judge=gold", "judge = \"gold\" knows the world's stories alone"),
+        ("promote.judge=gold", 'judge = "gold" knows the world\'s stories alone'),
     ):
         assert expected in refusal(tmp_path, override, text=text)
 

@@ -274,9 +274,7 @@ def test_16_head_starts_small_and_without_bias(make_model: Make) -> None:
     assert torch.equal(reward.layers[1].ffn.down.weight, policy.layers[1].ffn.down.weight)
 
 
-def test_17_normalisation_survives_the_folder(
-    scorer: Transformer, byte_tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_17_normalisation_survives_the_folder(scorer: Transformer, byte_tokenizer: Tokenizer, tmp_path: Path) -> None:
     rows = [[n, n + 1, 2 * n + 1, 7][: 2 + n % 3] for n in range(40)]
     batches = [(tokens, ends) for tokens, _, ends in (pad_rows(part, 256) for part in (rows[:25], rows[25:]))]
     reward = RewardModel(scorer)

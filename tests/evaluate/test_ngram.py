@@ -115,9 +115,7 @@ def test_equals_the_plain_version_and_sums_to_one(texts: Texts, order: int, cont
 
 @settings(max_examples=15, deadline=None)
 @given(train=texts_of_four, heldout=texts_of_four, order=st.integers(1, 5), row_tokens=st.integers(2, 9))
-def test_rows_are_scored_with_all_their_segment_has(
-    train: Texts, heldout: Texts, order: int, row_tokens: int
-) -> None:
+def test_rows_are_scored_with_all_their_segment_has(train: Texts, heldout: Texts, order: int, row_tokens: int) -> None:
     grams = fit_ngram(arrays([*train, [0, 1]]), order, 4)
     rows = pack_stream(heldout, row_tokens)
     scores = grams.logprobs(rows)

@@ -17,7 +17,13 @@ from jielong.train.objectives import next_token, next_token_of_experts, translat
 @pytest.fixture(scope="module")
 def model() -> Transformer:
     config = ModelConfig(
-        vocab_size=30, max_length=24, width=32, decoder_layers=2, num_heads=2, num_kv_heads=2, head_size=16,
+        vocab_size=30,
+        max_length=24,
+        width=32,
+        decoder_layers=2,
+        num_heads=2,
+        num_kv_heads=2,
+        head_size=16,
         ffn_width=48,
     )
     made = Transformer(config)

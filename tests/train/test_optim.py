@@ -67,7 +67,7 @@ def test_learning_rate_is_peak_times_multiplier() -> None:
     ],
 )  # fmt: skip
 def test_bad_settings_are_named(bad: dict[str, float]) -> None:
-    (name, value), = bad.items()
+    ((name, value),) = bad.items()
     with pytest.raises(UsageError, match=f"{name} = {value}"):
         OptimizerConfig(**{"learning_rate": 0.1, **bad})
 

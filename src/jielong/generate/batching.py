@@ -23,11 +23,10 @@ from torch import Tensor
 from jielong.errors import ModelError, UsageError
 from jielong.generate.packed import choose_kind, decoding_runtime, pack
 from jielong.generate.prefix import PrefixCache
-from jielong.generate.progress import Progress, score_tokens
+from jielong.generate.progress import Progress, draw, score_tokens
 from jielong.generate.quantize import LEAST_ROWS
 from jielong.generate.requests import Delta, Request, TokenLogprob, check_request
 from jielong.generate.rows import RowCache
-from jielong.generate.sampling import choose
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime
 from jielong.tokenizer.tokenizer import Tokenizer, check_sizes
@@ -115,7 +114,15 @@ class Batcher:
 
     def check(self, request: Request) -> None:
         """Raises UsageError when the request cannot be answered, whatever else runs."""
-        check_request(request, self.tokenizer.vocab_size, self.config.max_length)
+        check_request(request, self.tokenizer.vocab_size)
+        context, num_needed = self.config.max_length, min(request.max_new_tokens, 1)
+        if len(request.prompt) + num_needed > context:
+            raise UsageError(
+                f"the prompt has {len(request.prompt)} tokens, but the model's context is {context} and a reply needs "
+                f"at least one of them; shorten the prompt to {context - num_needed} tokens or fewer"
+            )
+        if request.beam is not None:
+            raise UsageError("a beam is searched for translations; this model is a decoder, which draws its tokens")
 
     def submit(self, request: Request) -> int:
         """Takes a request; the number under which its deltas come. Raises UsageError as `check` does."""
@@ -256,23 +263,8 @@ class Batcher:
 
     def _draw(self, group: Sequence[Progress], logits: Tensor) -> list[Delta]:
         """The next token of each of `group`, by its row of logits (R, V)."""
-        raw = logits.float()
-        scores = raw
-        if any(progress.penalties is not None for progress in group):
-            scores = raw.clone()
-            for row, progress in enumerate(group):
-                if progress.penalties is not None:
-                    progress.penalties.apply(scores[row], progress.barred)
-        ids, finite = choose_rows(group, scores)
-        deltas = []
-        for row, (progress, token) in enumerate(zip(group, ids, strict=True)):
-            if not finite[row]:
-                deltas.append(progress.end("error"))
-                continue
-            num_top = progress.request.logprobs
-            told = None if num_top is None else score_tokens(raw[row : row + 1], [token], num_top)[0]
-            deltas.append(progress.add(token, told))
-            self._counts["new_tokens"] += 1
+        deltas = draw(group, logits)
+        self._counts["new_tokens"] += sum(len(delta.tokens) for delta in deltas)
         ended = {delta.request: delta.finish_reason for delta in deltas if delta.finish_reason is not None}
         for row in reversed(range(len(self._writing))):
             if self._writing[row].number in ended:
@@ -290,31 +282,6 @@ class Batcher:
             self._writing[row] = last
         if self._reading is not None:
             self.rows.move(len(self._writing) + 1, len(self._writing), self._reading.num_held)
-
-
-def choose_rows(group: Sequence[Progress], scores: Tensor) -> tuple[list[int], list[bool]]:
-    """One token a row of scores (R, V), each by its own settings and number; whether its log-probability is finite.
-
-    Rows of equal settings are drawn together, which gives each what it would get alone.
-    """
-    numbers = torch.tensor([progress.numbers[progress.num_new] for progress in group], device=scores.device)
-    kinds: dict[tuple[float, int, float, float], list[int]] = {}
-    for row, progress in enumerate(group):
-        asked = progress.request.sampling
-        kinds.setdefault((asked.temperature, asked.top_k, asked.top_p, asked.min_p), []).append(row)
-    if len(kinds) == 1:
-        if group[0].request.sampling.temperature == 0:  # a NaN or infinity is the largest of its row
-            peak, best = scores.max(dim=-1)
-            return best.tolist(), peak.isfinite().tolist()
-        ids, logprobs = choose(scores, group[0].request.sampling, numbers)
-        return ids.tolist(), logprobs.isfinite().tolist()
-    ids = torch.zeros(len(group), dtype=torch.int64, device=scores.device)
-    finite = torch.zeros(len(group), dtype=torch.bool, device=scores.device)
-    for rows in kinds.values():
-        index = torch.tensor(rows, device=scores.device)
-        ids[index], logprobs = choose(scores[index], group[rows[0]].request.sampling, numbers[index])
-        finite[index] = logprobs.isfinite()
-    return ids.tolist(), finite.tolist()
 
 
 def _check_size(name: str, value: object, least: int) -> None:

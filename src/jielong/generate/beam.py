@@ -10,7 +10,7 @@ Notation: B sentences, K beams, R = B K rows, V vocabulary, T most new tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -117,11 +117,21 @@ class _Ended:
         return found
 
 
-@torch.inference_mode()
 def beam_search(
     decoder: Decoder, start_id: int, stop_ids: Collection[int], limits: Sequence[int], config: BeamConfig
 ) -> list[list[Hypothesis]]:
-    """The best hypotheses of each sentence, best first, at most config.num_best.
+    """`beam_steps` to its end: the best hypotheses of each sentence."""
+    *_, results = beam_steps(decoder, start_id, stop_ids, limits, config)
+    assert results is not None
+    return results
+
+
+@torch.inference_mode()
+def beam_steps(
+    decoder: Decoder, start_id: int, stop_ids: Collection[int], limits: Sequence[int], config: BeamConfig
+) -> Iterator[list[list[Hypothesis]] | None]:
+    """None after every step but the last, then the best hypotheses of each sentence, best first, at most
+    config.num_best. Who has enough may stop asking at any step.
 
     decoder: has read the sources and nothing yet of the targets; it holds K rows a sentence. start_id: a target's first
     id, which is no part of a hypothesis. limits: most new tokens of each sentence, 1 or more; a hypothesis that reaches
@@ -167,7 +177,8 @@ def beam_search(
         elif not torch.equal(rows, torch.arange(len(rows))):  # some beam takes the place of another
             decoder.select(rows, None)
         scores = scores[kept]
-    return results
+        yield None
+    yield results
 
 
 def _continuations(logits: Tensor, scores: Tensor, num_kept: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jielong.generate.penalties import Penalties
 from jielong.generate.requests import Delta, Request, TokenLogprob
-from jielong.generate.sampling import uniforms
+from jielong.generate.sampling import choose, uniforms
 from jielong.generate.stopping import StoppedText
 from jielong.tokenizer.tokenizer import Tokenizer
 
@@ -77,6 +77,52 @@ class Progress:
         told = None if self._told_prompt or self.prompt_logprobs is None else tuple(self.prompt_logprobs)
         self._told_prompt = True
         return Delta(self.number, tokens, text, logprobs, told, reason, self.num_prompt, self.num_cached)
+
+
+def draw(group: Sequence[Progress], logits: Tensor) -> list[Delta]:
+    """The next token of each of `group`, by its row of logits (R, V)."""
+    raw = logits.float()
+    scores = raw
+    if any(progress.penalties is not None for progress in group):
+        scores = raw.clone()
+        for row, progress in enumerate(group):
+            if progress.penalties is not None:
+                progress.penalties.apply(scores[row], progress.barred)
+    ids, finite = _choose(group, scores)
+    deltas = []
+    for row, (progress, token) in enumerate(zip(group, ids, strict=True)):
+        if not finite[row]:
+            deltas.append(progress.end("error"))
+            continue
+        num_top = progress.request.logprobs
+        told = None if num_top is None else score_tokens(raw[row : row + 1], [token], num_top)[0]
+        deltas.append(progress.add(token, told))
+    return deltas
+
+
+def _choose(group: Sequence[Progress], scores: Tensor) -> tuple[list[int], list[bool]]:
+    """One token a row of scores (R, V), each by its own settings and number; whether its log-probability is finite.
+
+    Rows of equal settings are drawn together, which gives each what it would get alone.
+    """
+    numbers = torch.tensor([progress.numbers[progress.num_new] for progress in group], device=scores.device)
+    kinds: dict[tuple[float, int, float, float], list[int]] = {}
+    for row, progress in enumerate(group):
+        asked = progress.request.sampling
+        kinds.setdefault((asked.temperature, asked.top_k, asked.top_p, asked.min_p), []).append(row)
+    if len(kinds) == 1:
+        if group[0].request.sampling.temperature == 0:  # a NaN or infinity is the largest of its row
+            peak, best = scores.max(dim=-1)
+            return best.tolist(), peak.isfinite().tolist()
+        ids, logprobs = choose(scores, group[0].request.sampling, numbers)
+        return ids.tolist(), logprobs.isfinite().tolist()
+    ids = torch.zeros(len(group), dtype=torch.int64, device=scores.device)
+    finite = torch.zeros(len(group), dtype=torch.bool, device=scores.device)
+    for rows in kinds.values():
+        index = torch.tensor(rows, device=scores.device)
+        ids[index], logprobs = choose(scores[index], group[rows[0]].request.sampling, numbers[index])
+        finite[index] = logprobs.isfinite()
+    return ids.tolist(), finite.tolist()
 
 
 def score_tokens(logits: Tensor, tokens: Sequence[int], num_top: int) -> list[TokenLogprob]:

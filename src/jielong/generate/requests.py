@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from jielong.errors import UsageError
 from jielong.generate.automaton import Constraint
+from jielong.generate.beam import BeamConfig
 from jielong.generate.sampling import Sampling
 
 # A stop string is looked for at every token; one longer than this is a mistake.
@@ -29,6 +30,8 @@ class Request:
     min_new_tokens: no stop before there are so many. cache_partition: the prefix cache is shared within it only.
     continues_text: the prompt is a text that goes on, so that the blank before its next word counts.
     constraint: the form that the text must have; it counts what is said, and so is for one request only.
+    beam: of a translator alone, whose prompt is the source: search so, instead of drawing by sampling and seed; the
+    answer is the last of the num_best hypotheses. It is told in one piece.
     """
 
     prompt: tuple[int, ...]
@@ -43,6 +46,7 @@ class Request:
     cache_partition: str = ""
     continues_text: bool = False
     constraint: Constraint | None = None
+    beam: BeamConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,8 @@ class Delta:
     num_cached_tokens: int
 
 
-def check_request(request: Request, vocab_size: int, context: int) -> None:
-    """Raises UsageError naming what is wrong with a request to a model of `vocab_size` tokens and this context."""
+def check_request(request: Request, vocab_size: int) -> None:
+    """Raises UsageError naming what is wrong with a request to a model of `vocab_size` tokens."""
     _check_ids("the prompt", request.prompt, vocab_size)
     _check_ids("stop_ids", request.stop_ids or (), vocab_size)
     _check_ids("logit_bias", [token for token, _ in request.sampling.logit_bias], vocab_size)
@@ -97,12 +101,6 @@ def check_request(request: Request, vocab_size: int, context: int) -> None:
         raise UsageError("min_new_tokens cannot be asked for beside a form, which says itself where a text ends")
     if not request.prompt:
         raise UsageError("the prompt has no tokens; give at least one")
-    num_wanted = len(request.prompt) + min(request.max_new_tokens, 1)
-    if num_wanted > context:
-        raise UsageError(
-            f"the prompt has {len(request.prompt)} tokens, but the model's context is {context} and a reply needs at "
-            f"least one of them; shorten the prompt to {context - min(request.max_new_tokens, 1)} tokens or fewer"
-        )
     for text in request.stop:
         if not isinstance(text, str) or not 0 < len(text) <= MOST_STOP_CHARACTERS:
             raise UsageError(

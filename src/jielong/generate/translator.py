@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from jielong.data.buckets import padded
 from jielong.errors import ModelError, UsageError
-from jielong.generate.beam import BeamConfig, Hypothesis, beam_search
+from jielong.generate.beam import BeamConfig, Decoder, Hypothesis, beam_search
 from jielong.generate.decoders import TranslationModel, begin_decoding
 from jielong.model.recurrent import Recurrent
 from jielong.runtime import Runtime
@@ -64,7 +65,7 @@ class Translator:
         self.model, self.tokenizer = model.eval(), tokenizer
         here = Runtime(device=next(model.parameters()).device, dtype=torch.float32)
         self.runtime = replace(here, dtype=runtime.dtype) if runtime is not None else here
-        self._start = start_id(tokenizer) if start is None else start
+        self.start = start_id(tokenizer) if start is None else start
 
     def translate(self, texts: Sequence[str], config: BeamConfig | None = None) -> list[list[Translation]]:
         """The best translations of each text, best first, as many as config.num_best asks for.
@@ -86,10 +87,16 @@ class Translator:
         """Hypotheses for one batch of sources that are ids already, with what stands around a text."""
         most = self.model.config.max_length
         limits = [min(most, len(ids) + EXTRA_TOKENS) for ids in sources]
-        source, segments = padded(sources)
-        decoder = begin_decoding(self.model, source, segments, config.beam, max(limits), self.runtime)
+        decoder = self.begin(sources, config.beam, max(limits))
         stops = [token for token in (self.tokenizer.eos_id,) if token is not None]
-        return beam_search(decoder, self._start, stops, limits, config)
+        return beam_search(decoder, self.start, stops, limits, config)
+
+    def begin(self, sources: Sequence[Sequence[int]], beam: int, capacity: int) -> Decoder:
+        """A decoder that has read a batch of sources; beam: rows of each, capacity: most tokens of a row."""
+        source, segments = padded(sources)
+        decoder = begin_decoding(self.model, source, segments, beam, capacity, self.runtime)
+        num_tokens = self.tokenizer.vocab_size
+        return decoder if num_tokens == self.model.config.vocab_size else _Bounded(decoder, num_tokens)
 
     def _encode(self, number: int, text: str) -> list[int]:
         """The source's ids, none for a text of blanks."""
@@ -103,6 +110,19 @@ class Translator:
                 f"{text.strip()[:60]!r}..."
             )
         return ids
+
+
+class _Bounded:
+    """A decoder that says nothing of the rows of its embedding that are no tokens."""
+
+    def __init__(self, decoder: Decoder, num_tokens: int) -> None:
+        self._decoder, self._num_tokens = decoder, num_tokens
+
+    def step(self, ids: Tensor) -> Tensor:
+        return self._decoder.step(ids)[:, : self._num_tokens]
+
+    def select(self, rows: Tensor, sentences: Tensor | None) -> None:
+        self._decoder.select(rows, sentences)
 
 
 def _batches(order: Sequence[int], encoded: Sequence[Sequence[int]], beam: int) -> list[list[int]]:

@@ -20,18 +20,24 @@ from jielong.serve.errors import ApiError
 
 WEB = Path(__file__).parent / "web"
 FACES = ("/", "/inside", "/training", "/playground")
+REPORT = "/report"
 # Nothing from elsewhere, nothing inline, no frames around it, no plug-ins; a form of the page sends nothing anywhere.
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
+# The frame that shows a run's report, which has its style and pictures inside: what is in the frame inherits this.
+REPORT_POLICY = (
+    "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; frame-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".json": "application/json", ".svg": "image/svg+xml"}
 
 
-def page_headers() -> dict[str, str]:
+def page_headers(policy: str = CONTENT_SECURITY_POLICY) -> dict[str, str]:
     """What every answer that a browser shows as a page carries."""
     return {
-        "content-security-policy": CONTENT_SECURITY_POLICY,
+        "content-security-policy": policy,
         "referrer-policy": "no-referrer",
         "cross-origin-opener-policy": "same-origin",
         "cross-origin-resource-policy": "same-origin",
@@ -59,19 +65,23 @@ class Pages:
         if "index.html" not in self._files:
             return []
         faces = [Route(face, self._index, methods=["GET"]) for face in self._faces]
-        return [*faces, Route("/web/{path:path}", self._part, methods=["GET"])]
+        report = [Route(REPORT, self._report, methods=["GET"])] if "report.html" in self._files else []
+        return [*faces, *report, Route("/web/{path:path}", self._part, methods=["GET"])]
 
     async def _index(self, request: Request) -> Response:
         return self._send(request, "index.html")
 
+    async def _report(self, request: Request) -> Response:
+        return self._send(request, "report.html", REPORT_POLICY)
+
     async def _part(self, request: Request) -> Response:
         return self._send(request, request.path_params["path"])
 
-    def _send(self, request: Request, name: str) -> Response:
+    def _send(self, request: Request, name: str, policy: str = CONTENT_SECURITY_POLICY) -> Response:
         file = self._files.get(name)
         if file is None:
             raise ApiError(404, f"no such file of the page: {name!r:.200}")
-        headers = {**page_headers(), "etag": file.etag, "cache-control": "no-cache", "vary": "accept-encoding"}
+        headers = {**page_headers(policy), "etag": file.etag, "cache-control": "no-cache", "vary": "accept-encoding"}
         if request.headers.get("if-none-match") == file.etag:
             return Response(status_code=304, headers=headers)
         if "gzip" in request.headers.get("accept-encoding", ""):

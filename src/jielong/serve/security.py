@@ -18,11 +18,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jielong.serve.errors import ApiError
-from jielong.serve.pages import FACES
+from jielong.serve.pages import FACES, REPORT
 from jielong.serve.settings import LOOPBACK_NAMES, ServeSettings
 
 # The page and its parts hold nothing secret; it asks for the key before it asks the API for anything.
-PUBLIC_PATHS = frozenset({*FACES, "/health"})
+PUBLIC_PATHS = frozenset({*FACES, REPORT, "/health"})
 PUBLIC_FOLDER = "/web/"
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]+))(?::[0-9]{1,5})?")
 METHODS, HEADERS = "GET, POST, OPTIONS", "authorization, content-type, x-api-key"

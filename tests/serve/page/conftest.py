@@ -70,13 +70,13 @@ def write_run(folder: Path, steps: int = 30) -> None:
 
 
 @contextmanager
-def serving(lab: Lab, folder: Path, port: int = 0) -> Iterator[Site]:
+def serving(lab: Lab, folder: Path, port: int = 0, keys: tuple[str, ...] = ()) -> Iterator[Site]:
     """A server over the tiny model that keeps its things in `folder`, which must hold a run."""
     model = folder / "03-ppo" / "model"
     save(lab.model, lab.tokenizer, model)
     places = Places(model, folder, folder / "chat.sqlite", folder / "votes.jsonl")
     history = History(places.history)
-    service = Lab(lab.model, lab.tokenizer, ServeSettings(port=port)).service()
+    service = Lab(lab.model, lab.tokenizer, ServeSettings(port=port, api_keys=keys)).service()
     taken = listen(service.settings)
     server = Server(build_app(service, page_routes(service, places, history)), service)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)

@@ -13,6 +13,9 @@ export class ServerError extends Error {
 const KEY = 'jielong-key';
 let asked = null;
 
+/** Whether this tab sends a key. */
+export const holdsKey = () => sessionStorage.getItem(KEY) !== null;
+
 function headers(hasBody) {
   const key = sessionStorage.getItem(KEY);
   return { ...(hasBody ? { 'content-type': 'application/json' } : {}), ...(key ? { authorization: `Bearer ${key}` } : {}) };

@@ -1,6 +1,6 @@
 /** Training: the runs, their stages, their curves as they grow, and what the models said on the way. */
 import { el, speak } from '../shell/dom.js';
-import { getJson, trouble } from '../shell/api.js';
+import { getJson, holdsKey, trouble } from '../shell/api.js';
 import { say } from '../shell/words.js';
 import { Chart } from './chart.js';
 import { Samples } from './samples.js';
@@ -48,7 +48,7 @@ class Training {
     const weight = el('input', { type: 'range', min: 0, max: 0.98, step: 0.02, value: 0.6, on: { input: () => { this.view.weight = Number(weight.value); output.textContent = weight.value; this.draw(); } } });
     weight.value = 0.6;
     this.lead = el('h1');
-    this.report = el('a', { class: 'button', target: '_blank', t: 'report' });
+    this.report = el('a', { class: 'button', target: '_blank', rel: 'opener', t: 'report' }); // opener: its tab has the key, too
     this.votes = el('p', { class: 'small votes', hidden: true });
     this.body = el('div', { class: 'trainbody' }, el('aside', {}, el('h2', { t: 'runs' }), this.list, this.votes),
       el('div', { class: 'trainmain' }, el('header', { class: 'trainhead' }, this.lead, this.report), this.strip, this.rules,
@@ -170,7 +170,8 @@ class Training {
     this.drawnStrip = key;
     this.lead.textContent = run.name;
     this.report.hidden = !run.report;
-    this.report.href = `/api/runs/${encodeURIComponent(run.name)}/report`;
+    const name = encodeURIComponent(run.name);
+    this.report.href = holdsKey() ? `/report#${name}` : `/api/runs/${name}/report`; // a link cannot send a key
     this.strip.replaceChildren(...run.stages.map((stage) => el('li', { class: stage.state }, el('button', { type: 'button', 'aria-pressed': String(stage.name === this.stage), disabled: !stage.metrics && !stage.rules.length, on: { click: () => this.show(stage.name) } },
       el('b', {}, stage.name), el('small', {}, stage.state === 'done' && stage.seconds !== null ? duration(stage.seconds) : say(`state_${stage.state}`))))));
     const { rules } = run.stages.find(({ name }) => name === this.stage) ?? { rules: [] };
