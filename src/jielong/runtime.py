@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
 
 from jielong.errors import UsageError, nearest
 from jielong.launch import allocator_is_tuned
@@ -32,7 +34,11 @@ class Runtime:
     """What a computation needs to know about its place.
 
     dtype: the compute dtype (float32 or bfloat16); weights stay float32 and autocast does the rest.
-    rank, world_size: this process among all that train together.
+    rank, world_size: this process among those that read different rows, which are all unless tensors are split.
+    tensor_rank, tensor_size: among those that read the same rows and compute each a part of every layer.
+    local_size: how many processes of the run are on this machine. group: those that read other rows, None for all.
+    mesh: who holds which part of the weights, ("replicate", "shard", "tensor"); None when everyone holds all of them.
+    The last two are there within `train.parallel.joined`.
     """
 
     device: torch.device
@@ -40,6 +46,21 @@ class Runtime:
     seed: int = 0
     rank: int = 0
     world_size: int = 1
+    tensor_rank: int = 0
+    tensor_size: int = 1
+    local_size: int = 1
+    group: ProcessGroup | None = None
+    mesh: DeviceMesh | None = None
+
+    @property
+    def process(self) -> int:
+        """The number of this process among all of the run, as torchrun counts them."""
+        return self.rank * self.tensor_size + self.tensor_rank
+
+    @property
+    def num_processes(self) -> int:
+        """All processes of the run."""
+        return self.world_size * self.tensor_size
 
     def autocast(self) -> AbstractContextManager[None]:
         """Context in which matrix products run in `dtype`; does nothing for float32."""
@@ -77,7 +98,8 @@ def detect(device: str = "auto", dtype: str = "auto", threads: int | None = None
         torch.set_num_threads(threads)
     chosen = DTYPES[dtype] if dtype != "auto" else (torch.bfloat16 if _fast_bfloat16(found) else torch.float32)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    return Runtime(device=found, dtype=chosen, seed=seed, rank=rank, world_size=world_size)
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
+    return Runtime(device=found, dtype=chosen, seed=seed, rank=rank, world_size=world_size, local_size=local_size)
 
 
 def _device(name: str) -> torch.device:
@@ -133,7 +155,7 @@ def environment(runtime: Runtime) -> dict[str, object]:
         "device": torch.cuda.get_device_name(runtime.device) if on_cuda else str(runtime.device),
         "dtype": str(runtime.dtype).removeprefix("torch."),
         "seed": runtime.seed,
-        "world_size": runtime.world_size,
+        "world_size": runtime.num_processes,
         "allocator_tuned": allocator_is_tuned(),
     }
 

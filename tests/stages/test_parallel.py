@@ -109,9 +109,10 @@ def alone(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_two_processes_take_the_same_steps_as_one(recipe: Path, alone: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_two_processes_take_the_same_steps_as_one(recipe: Path, alone: Path, tmp_path: Path, sharding: str) -> None:
     out = tmp_path / "two"
-    ended(start(recipe, out, 2))
+    ended(start(recipe, out, 2, "--set", f"run.sharding={sharding}"))
     assert losses(out, "03-pretrain") == pytest.approx(losses(alone, "03-pretrain"), abs=1e-5)
     assert losses(out, "04-sft") == pytest.approx(losses(alone, "04-sft"), abs=1e-4)
     assert losses(out, "05-reward") == pytest.approx(losses(alone, "05-reward"), abs=1e-4)
@@ -126,10 +127,11 @@ def test_two_processes_take_the_same_steps_as_one(recipe: Path, alone: Path, tmp
     assert not list(out.glob("*/.process-*"))  # what the other process wrote is gone
 
 
-def test_it_goes_on_with_another_number_of_processes(recipe: Path, alone: Path, tmp_path: Path) -> None:
-    out = tmp_path / "changing"
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_it_goes_on_with_another_number_of_processes(recipe: Path, alone: Path, tmp_path: Path, sharding: str) -> None:
+    out, how = tmp_path / "changing", ("--until", "pretrain", "--set", f"run.sharding={sharding}")
     for world_size, step in ((2, 8), (1, 18)):
-        children = start(recipe, out, world_size, "--until", "pretrain")
+        children = start(recipe, out, world_size, *how)
         deadline = time.monotonic() + 120
         while not any((out / "03-pretrain" / "checkpoints").glob(f"*{step}")):
             assert time.monotonic() < deadline and all(child.poll() is None for child in children)
@@ -137,7 +139,7 @@ def test_it_goes_on_with_another_number_of_processes(recipe: Path, alone: Path, 
         for child in children:
             child.send_signal(signal.SIGKILL)
             child.communicate()
-    ended(start(recipe, out, 2, "--until", "pretrain"))
+    ended(start(recipe, out, 2, *how))
     assert losses(out, "03-pretrain") == pytest.approx(losses(alone, "03-pretrain"), abs=1e-5)
 
 

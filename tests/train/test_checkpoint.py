@@ -23,7 +23,7 @@ from jielong.errors import CheckpointError
 from jielong.model.config import ModelConfig
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime
-from jielong.train import checkpoint
+from jielong.train import checkpoint, checkpoint_folder
 from jielong.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from jielong.train.loop import FitConfig, fit
 from jielong.train.objectives import next_token
@@ -255,7 +255,7 @@ def test_disk_full_at_the_last_file_of_the_first_checkpoint(tmp_path: Path, monk
         if path.name == checkpoint.STATE_FILE:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_flush", full)
+    monkeypatch.setattr(checkpoint_folder, "flush", full)
     with pytest.raises(CheckpointError, match="No space left on device.*there was no checkpoint before it"):
         save_checkpoint(tmp_path / "deep" / "checkpoints", 1, {"model": nn.Linear(2, 2)}, {}, {})
     assert not list((tmp_path / "deep" / "checkpoints").iterdir())
@@ -271,7 +271,7 @@ def test_interrupt_while_writing_leaves_nothing_half(tmp_path: Path, monkeypatch
     def interrupt(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "_flush", interrupt)
+    monkeypatch.setattr(checkpoint_folder, "flush", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(tmp_path, 1, {"model": nn.Linear(2, 2)}, {}, {})
     assert not list(tmp_path.iterdir())
@@ -369,7 +369,7 @@ def test_half_removed_checkpoint_is_cleaned(saved: Path) -> None:
 
 def child_main(folder: Path, kill_at_flush: int) -> None:
     """Train in a process of its own; with kill_at_flush = n it dies at its n-th flush, a file being on its way."""
-    count, flush = 0, checkpoint._flush
+    count, flush = 0, checkpoint_folder.flush
 
     def deadly(path: Path) -> None:
         nonlocal count
@@ -378,7 +378,7 @@ def child_main(folder: Path, kill_at_flush: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         flush(path)
 
-    checkpoint._flush = deadly
+    checkpoint_folder.flush = deadly
     train(folder, wait=True)
 
 

@@ -245,7 +245,7 @@ def sample(
     completions = _generate(actors, prompts, config, seed, runtime)
     groups, skipped, judged = list(range(len(prompts))), 0.0, None
     if isinstance(actors.reward, ReplyScorer):
-        said = actors.reward.score_replies(completions) if runtime.rank == 0 else None
+        said = actors.reward.score_replies(completions) if runtime.process == 0 else None
         given = from_leader(said, len(completions), runtime)
         groups = judged_rows(given, config.max_skipped_fraction)
         skipped = 1 - len(groups) / len(completions)

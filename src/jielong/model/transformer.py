@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from jielong.errors import ModelError
 from jielong.model.attention import Attention, CrossAttention, NormedAttention, build_heads
@@ -136,6 +137,7 @@ class Transformer(HeadedModel):
         self.drop = build_dropout(config.dropout)
         self.scale_embedding = build_scale(config.embedding_scale)
         self.compute_dtype: torch.dtype | None = None  # of what norms return, without autocast; None: the weights'
+        self.recompute = False  # in training, keep what goes into a layer alone and compute the rest again
         self.choose_kernels = choose_capped_kernels if config.attention_softcap else choose_kernels
         self.add_head(config)
         self.build_tables()
@@ -299,7 +301,8 @@ class Transformer(HeadedModel):
             context.memory_bias = as_bias(visible_source(segments, memory_segments), context.dtype)
 
     def _through(self, layers: Iterable[nn.Module], norm: Norm, x: Tensor, context: Context) -> Tensor:
+        again = self.recompute and torch.is_grad_enabled()
         for layer in layers:
-            x = layer(x, context)
+            x = checkpoint(layer, x, context, use_reentrant=False) if again else layer(x, context)
         normed: Tensor = norm(x)
         return normed

@@ -22,6 +22,7 @@ from jielong.model.config import ModelConfig
 from jielong.model.induction import check_induction
 from jielong.recipe.shape import ModelSettings
 from jielong.train.lora import LoraConfig
+from jielong.train.parallel import Layout
 
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -56,6 +57,14 @@ class RunSettings(Settings):
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: Count | None = None
+    # How several processes share the work. None of these changes what is computed; see docs/distributed.md.
+    sharding: Literal["none", "full", "hybrid"] = "none"  # weights: each has all, a part, or a part per machine
+    tensor_parallel: Count = 1  # processes that compute each a part of every layer, for the same rows
+    recompute: bool = False  # what layers computed on the way forward, on the way back, instead of keeping it
+
+    def layout(self) -> Layout:
+        """The same as the training floor's own type."""
+        return Layout(self.sharding, self.tensor_parallel)
 
 
 class WorldSettings(Settings):

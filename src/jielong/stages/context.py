@@ -71,7 +71,7 @@ class Context:
     @property
     def leads(self) -> bool:
         """Whether this is the only process, or the one whose files are kept."""
-        return self.runtime.rank == 0
+        return self.runtime.process == 0
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:

@@ -105,9 +105,9 @@ def run_recipe(
             check_present(stage.settings.tasks, data_root(recipe.data.root))
     runtime = detect(recipe.run.device, recipe.run.dtype, recipe.run.threads, recipe.run.seed)
     folders = {stage.name: folder / f"{index:02d}-{stage.name}" for index, stage in enumerate(recipe.stages, start=1)}
-    with joined(runtime):
+    with joined(runtime, recipe.run.layout()) as runtime:
         check_agreement("recipe or code", f"{recipe.hash} {__version__} {until}", runtime)
-        if runtime.rank == 0:
+        if runtime.process == 0:
             return _lead(recipe, names, folders, runtime, quiet)
         with Progress(names, quiet=True) as progress:
             for name in names:
@@ -153,7 +153,7 @@ def _run_stage(recipe: Recipe, name: str, folders: dict[str, Path], runtime: Run
         progress.skip(name)
         return False
     earlier = order[: order.index(name)]
-    if runtime.rank == 0:
+    if runtime.process == 0:
         previous = made_hash(folders[earlier[-1]]) if earlier else run_hash(recipe, runtime)
         _begin(recipe, stage, folder, previous, progress)
     wait_for_all(runtime)
@@ -162,7 +162,7 @@ def _run_stage(recipe: Recipe, name: str, folders: dict[str, Path], runtime: Run
         kind=stage.kind,
         settings=stage.settings,
         recipe=recipe,
-        folder=folder if runtime.rank == 0 else folder / f".process-{runtime.rank}",
+        folder=folder if runtime.process == 0 else folder / f".process-{runtime.process}",
         home=folder,
         runtime=runtime,
         progress=progress,
@@ -171,7 +171,7 @@ def _run_stage(recipe: Recipe, name: str, folders: dict[str, Path], runtime: Run
     )
     # Dropout draws from torch's own generator; a checkpoint keeps its state.
     torch.manual_seed(derive_seed(context.seed, "dropout", runtime.rank))
-    if runtime.rank > 0:
+    if runtime.process > 0:
         _follow(context)
         return True
     spent_file = folder / "seconds.json"

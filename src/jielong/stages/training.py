@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from jielong.train.loop import FitConfig, StepStats, fit
 from jielong.train.lora import Adapter, attach, merge
 from jielong.train.objectives import Objective
 from jielong.train.optim import OptimizerConfig, build_optimizer
-from jielong.train.parallel import check_equal_weights, rows_each
+from jielong.train.parallel import check_agreement, check_equal_weights, rows_each
 from jielong.train.schedule import multiplier
 
 SMOOTHING = 0.9  # weight of the past in the displayed loss
@@ -87,10 +88,26 @@ def train(
     Side effects: metrics.jsonl and checkpoints/ in the stage's folder. Raises TrainingError when a loss is
     not finite.
     """
+    learned = model if learned is None else learned
+    with placed(context, model, learned):
+        totals = _learn(context, model, objective, batches, num_steps, evaluate, learned)
+    model.eval()
+    return totals
+
+
+def _learn(
+    context: Context,
+    model: torch.nn.Module,
+    objective: Objective,
+    batches: Callable[[int], list[Any]],
+    num_steps: int,
+    evaluate: Callable[[int], dict[str, float]] | None,
+    learned: torch.nn.Module,
+) -> Totals:
+    """`train`, once the model is where it learns."""
     settings: Optimisation = context.settings
     runtime = context.runtime
     optimizer = build_optimizer(model, optimizer_config(settings))
-    learned = model if learned is None else learned
     totals = _resume(context, learned, optimizer)
     context.metrics.truncate(totals.steps)
     context.progress.start(context.name, num_steps)
@@ -98,7 +115,6 @@ def train(
     def own(step: int) -> list[Any]:
         return batches(step)[runtime.rank :: runtime.world_size]
 
-    check_equal_weights(model, runtime)
     config = FitConfig(clip=settings.clip, start=totals.steps, num_steps=num_steps)
     mark = time.monotonic()
     for stats in fit(model, optimizer, own, objective, _rate(settings, num_steps), runtime, config):
@@ -108,12 +124,36 @@ def train(
         due = evaluate is not None and (last or stats.step % settings.evaluate_every == 0)
         found_figures = evaluate(stats.step) if evaluate is not None and due else {}
         _record(context, totals, stats, found_figures, num_steps)
-        if not last and stats.step % settings.checkpoint_every == 0 and context.leads:
+        if not last and stats.step % settings.checkpoint_every == 0:
             state = {"tokens": totals.tokens, "seconds": totals.seconds, "last_loss": totals.last_loss}
-            save_checkpoint(context.checkpoints, stats.step, {"model": learned}, {"optimizer": optimizer}, state)
+            models, optimizers = {"model": learned}, {"optimizer": optimizer}
+            save_checkpoint(context.checkpoints, stats.step, models, optimizers, state, runtime=runtime)
         mark = time.monotonic()
-    model.eval()
     return totals
+
+
+@contextmanager
+def placed(context: Context, model: torch.nn.Module, learned: torch.nn.Module) -> Iterator[None]:
+    """Within the block the model lies as [run] says: shared out over the processes or not. Then it is whole again.
+
+    learned: as for `train`; it goes along. Raises UsageError for what cannot be shared out, TrainingError when the
+    processes do not begin with the same weights.
+    """
+    run, runtime = context.recipe.run, context.runtime
+    if isinstance(model, Transformer):
+        model.recompute = run.recompute
+    check_equal_weights(model, runtime)
+    if runtime.mesh is None:
+        yield
+        return
+    from jielong.train import sharding  # here: it takes seconds to import, see there
+
+    skeleton = sharding.skeleton_of(model)
+    sharding.shard(sharding.shardable(model, optimizer_config(context.settings)), runtime)
+    sharding.rebind(learned, model)
+    yield
+    sharding.unshard(model, skeleton)
+    sharding.rebind(learned, model)
 
 
 def _rate(settings: Optimisation, num_steps: int) -> Callable[[int], float]:
@@ -165,9 +205,10 @@ def settle(context: Context, model: Transformer, adapter: Adapter | None, parent
 def _resume(context: Context, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Totals:
     """Load the newest checkpoint, if there is one, and say what was used up to it."""
     found = latest_checkpoint(context.checkpoints)
+    check_agreement("newest checkpoint", "none" if found is None else found.name, context.runtime)
     if found is None:
         return Totals(0, 0, 0.0, float("nan"))
-    steps, state = load_checkpoint(found, {"model": model}, {"optimizer": optimizer})
+    steps, state = load_checkpoint(found, {"model": model}, {"optimizer": optimizer}, context.runtime)
     context.progress.say(f"{context.name}: going on from step {steps}")
     return Totals(steps, state["tokens"], state["seconds"], state["last_loss"])
 

@@ -3,20 +3,17 @@
     checkpoints/step-000123/  NAME.safetensors            weights of model NAME
                               NAME.optimizer.safetensors  moments and step counts of optimizer NAME
                               state.json                  step, caller's state, optimizers' scalars, torch's RNG
+                              shards/                     in place of the safetensors, where weights are shared out
 
-A folder is written under a hidden name, every file is flushed to the disk, then the folder is renamed and its parent
-flushed. A kill at any moment leaves the checkpoints before it as they were. Only safetensors and JSON, never pickle.
+A kill at any moment leaves the checkpoints before it as they were. Only safetensors and JSON, never pickle.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -24,13 +21,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from jielong.errors import CheckpointError, StorageError
+from jielong.errors import CheckpointError
+from jielong.runtime import Runtime
 from jielong.tensors import write_tensors
+from jielong.train.checkpoint_folder import appearing, complete, discard, unfinished_of
+from jielong.train.checkpoint_folder import latest_checkpoint as latest_checkpoint  # whoever loads asks for it here
+from jielong.train.parallel import wait_for_all
+
+ValueT = TypeVar("ValueT")
 
 VERSION = 1
 STATE_FILE = "state.json"
-UNFINISHED = ".unfinished-"
-DISCARDED = ".discarded-"
+SHARDS = "shards"  # instead of the .safetensors: a folder with a file of each process that saved, see shards.py
 
 
 def save_checkpoint(
@@ -40,76 +42,168 @@ def save_checkpoint(
     optimizers: Mapping[str, Optimizer],
     state: Mapping[str, Any],
     keep: int = 2,
+    runtime: Runtime | None = None,
 ) -> Path:
     """Write folder/step-000123 and then drop all but the newest `keep` checkpoints. Returns the new folder.
 
     step: steps done. state: the caller's own values, JSON. A checkpoint of the same step is replaced.
+    runtime: of a run with several processes, which all call this. The first one writes everything, or, where weights
+    are shared out, each its own pieces.
     Raises CheckpointError when it cannot be written (disk full, no permission); earlier ones are then intact.
     """
     assert keep >= 1 and step >= 0, (keep, step)
-    tensors = {_weights_file(name): _weights(model) for name, model in models.items()}
-    tensors |= {_moments_file(name): _moments(optimizer) for name, optimizer in optimizers.items()}
+    leads = runtime is None or runtime.process == 0
+    target = folder / f"step-{step:06d}"
     description = {
         "version": VERSION,
         "step": step,
         "state": dict(state),
         "optimizers": {name: _groups(optimizer) for name, optimizer in optimizers.items()},
-        "tensors": {file: len(content) for file, content in tensors.items()},
         "torch_rng": bytes(torch.get_rng_state().tolist()).hex(),
     }
-    text = json.dumps(description, ensure_ascii=False, indent=1, allow_nan=False)
-    num_bytes = sum(tensor.nbytes for content in tensors.values() for tensor in content.values()) + len(text.encode())
-    target = folder / f"step-{step:06d}"
-    unfinished = folder / f"{UNFINISHED}{target.name}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _clean(folder)
-        _write(unfinished, tensors, text)
-        _replace(unfinished, target)
-    except (OSError, StorageError) as error:
-        shutil.rmtree(unfinished, ignore_errors=True)  # before the free space is measured
-        raise _not_written(target, num_bytes, error) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    for old in _complete(folder)[:-keep]:
-        _discard(old)
+    if runtime is not None and runtime.mesh is not None:
+        _save_shards(target, models, optimizers, description, runtime)
+    elif leads:
+        _save_whole(target, models, optimizers, description)
+    for old in complete(folder)[:-keep] if leads else ():
+        discard(old)
     return target
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step in `folder`, None when there is none. Half-written leftovers are removed."""
-    if not folder.is_dir():
-        return None
-    _clean(folder)
-    found = _complete(folder)
-    return found[-1] if found else None
+def _save_whole(
+    target: Path, models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer], description: dict[str, Any]
+) -> None:
+    """The checkpoint by this process alone."""
+    tensors = {_weights_file(name): _weights(model) for name, model in models.items()}
+    tensors |= {_moments_file(name): _moments(optimizer) for name, optimizer in optimizers.items()}
+    description["tensors"] = {file: len(content) for file, content in tensors.items()}
+    text = _as_text(description)
+    num_bytes = sum(tensor.nbytes for content in tensors.values() for tensor in content.values()) + len(text.encode())
+    with appearing(target, num_bytes) as unfinished:
+        for file, content in tensors.items():
+            write_tensors(unfinished / file, content)
+        (unfinished / STATE_FILE).write_text(text, encoding="utf-8")
+
+
+def _save_shards(
+    target: Path,
+    models: Mapping[str, nn.Module],
+    optimizers: Mapping[str, Optimizer],
+    description: dict[str, Any],
+    runtime: Runtime,
+) -> None:
+    """The checkpoint by all processes, each its own pieces; the first makes the folder and gives it its name.
+
+    One that cannot go on raises, and the others, who wait for it, notice that it is gone.
+    """
+    from jielong.train.shards import named_tensors, write_shards  # here: it takes seconds to import
+
+    tensors = named_tensors(models, optimizers)
+    text = _as_text({**description, "tensors": {}, "shards": len(tensors)})
+    if runtime.process == 0:
+        with appearing(target, sum(tensor.nbytes for tensor in tensors.values())) as unfinished:
+            wait_for_all(runtime)
+            write_shards(unfinished / SHARDS, tensors)
+            (unfinished / STATE_FILE).write_text(text, encoding="utf-8")
+    else:
+        wait_for_all(runtime)
+        write_shards(unfinished_of(target) / SHARDS, tensors)
+    wait_for_all(runtime)
 
 
 def load_checkpoint(
-    path: Path, models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
+    path: Path,
+    models: Mapping[str, nn.Module],
+    optimizers: Mapping[str, Optimizer],
+    runtime: Runtime | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Put the weights, optimizer states and torch's CPU random state back; returns (steps done, the caller's state).
 
     Models and optimizers must be built as they were when saved; the checkpoint may hold more of them than asked for.
+    runtime: of a run with several processes, which all call this. A checkpoint may be of another number of processes,
+    and of weights that were, or are now, shared out.
     Raises CheckpointError, before anything is changed, for a file that is missing, truncated or of another version, and
     for tensors whose names or shapes do not fit.
     """
     description = _read_description(path)
-    weights = {name: _read_tensors(path / _weights_file(name), description) for name in models}
-    moments = {name: _read_tensors(path / _moments_file(name), description) for name in optimizers}
-    for name, model in models.items():
-        _compare(path / _weights_file(name), weights[name], _weights(model))
-    restored = {}
-    for name, optimizer in optimizers.items():
-        groups = description["optimizers"].get(name)
-        restored[name] = _optimizer_state(path / _moments_file(name), moments[name], groups, optimizer)
-    for name, model in models.items():
-        tied = _tied(model)
-        model.load_state_dict({key: weights[name][first] for key, first in tied.items()})
+    if "shards" in description:
+        restored = _load_shards(path, models, optimizers, description)
+    else:
+        restored = _load_whole(path, models, optimizers, description, runtime)
     for name, optimizer in optimizers.items():
         optimizer.load_state_dict(restored[name])
     torch.set_rng_state(torch.tensor(list(bytes.fromhex(description["torch_rng"])), dtype=torch.uint8))
     return int(description["step"]), dict(description["state"])
+
+
+def _load_whole(
+    path: Path,
+    models: Mapping[str, nn.Module],
+    optimizers: Mapping[str, Optimizer],
+    description: dict[str, Any],
+    runtime: Runtime | None,
+) -> dict[str, dict[str, Any]]:
+    """Fill the models; returns what each optimizer's load_state_dict takes. Each process reads everything."""
+    place = _own_piece(runtime)
+    weights = {name: _read_tensors(path / _weights_file(name), description) for name in models}
+    moments = {name: _read_tensors(path / _moments_file(name), description) for name in optimizers}
+    whole = runtime is None or runtime.mesh is None  # models that are shared out have no tensor under two names
+    tied = {name: _tied(model) if whole else {key: key for key in model.state_dict()} for name, model in models.items()}
+    for name, model in models.items():
+        live = model.state_dict()
+        firsts = {key: live[key] for key, first in tied[name].items() if key == first}
+        _compare(path / _weights_file(name), weights[name], firsts)
+    restored = {}
+    for name, optimizer in optimizers.items():
+        groups = description["optimizers"].get(name)
+        restored[name] = _optimizer_state(path / _moments_file(name), moments[name], groups, optimizer)
+        for number, state in restored[name]["state"].items():
+            parameter = _parameters(optimizer)[number]
+            state.update({key: place(parameter, value) for key, value in state.items() if value.ndim > 0})
+    for name, model in models.items():
+        live = model.state_dict()
+        model.load_state_dict({key: place(live[key], weights[name][first]) for key, first in tied[name].items()})
+    return restored
+
+
+def _own_piece(runtime: Runtime | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """(a live tensor, all of it from a file) -> what load_state_dict takes: all of it, or this process's piece."""
+    if runtime is None or runtime.mesh is None:
+        return lambda live, whole: whole
+    from jielong.train.sharding import placed_like  # here: it takes seconds to import
+
+    return placed_like
+
+
+def _load_shards(
+    path: Path, models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer], description: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """`_load_whole` of a checkpoint in pieces; each process reads what it needs of them."""
+    from jielong.train.shards import named_tensors, read_shards, stored_shapes  # here: it takes seconds to import
+
+    folder = path / SHARDS
+    shapes = stored_shapes(folder)
+    if len(shapes) != description["shards"]:
+        raise CheckpointError(f"{folder} has {len(shapes)} tensors, saved were {description['shards']}: a file is gone")
+    wanted, restored = named_tensors(models, {}), {}
+    for name in models:
+        stored = {key: torch.empty(size, dtype=dtype, device="meta") for key, (size, dtype) in shapes.items()}
+        _compare(folder, _under(stored, f"{name}/"), _under(wanted, f"{name}/"))
+    for name, optimizer in optimizers.items():
+        prefix = f"{name}.optimizer/"
+        moments = {}
+        for key, (size, dtype) in _under(shapes, prefix).items():
+            parameter = _parameters(optimizer)[int(key.partition(".")[0])]
+            moments[key] = torch.zeros_like(parameter, dtype=dtype) if size else torch.zeros(size, dtype=dtype)
+        restored[name] = _optimizer_state(folder, moments, description["optimizers"].get(name), optimizer)
+        wanted |= {f"{prefix}{key}": tensor for key, tensor in moments.items()}
+    read_shards(folder, wanted)
+    return restored
+
+
+def _under(entries: Mapping[str, ValueT], prefix: str) -> dict[str, ValueT]:
+    """The entries whose names begin with the prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in entries.items() if name.startswith(prefix)}
 
 
 def _weights_file(name: str) -> str:
@@ -118,6 +212,10 @@ def _weights_file(name: str) -> str:
 
 def _moments_file(name: str) -> str:
     return f"{name}.optimizer.safetensors"
+
+
+def _as_text(description: dict[str, Any]) -> str:
+    return json.dumps(description, ensure_ascii=False, indent=1, allow_nan=False)
 
 
 # ---- what is in the files ----
@@ -148,6 +246,11 @@ def _moments(optimizer: Optimizer) -> dict[str, Tensor]:
     return {f"{number}.{name}": _plain(value) for number, state in states.items() for name, value in state.items()}
 
 
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    """All parameters in the order of their numbers."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
     """The scalars of each parameter group; JSON keeps every bit of a float."""
     return [dict(group) for group in optimizer.state_dict()["param_groups"]]
@@ -162,7 +265,7 @@ def _optimizer_state(
     if groups is None or sizes != [len(group["params"]) for group in live]:
         wanted = [len(group["params"]) for group in live]
         raise CheckpointError(f"{file}: the optimizer had parameter groups of {sizes} tensors, now they are {wanted}")
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = _parameters(optimizer)
     states: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         number, _, name = key.partition(".")
@@ -184,73 +287,6 @@ def _optimizer_state(
         # JSON has no tuples; torch's betas are one.
         group.update({key: tuple(value) for key, value in group.items() if isinstance(value, list) and key != "params"})
     return {"state": states, "param_groups": groups}
-
-
-# ---- writing ----
-
-
-def _write(unfinished: Path, tensors: Mapping[str, dict[str, Tensor]], text: str) -> None:
-    """All files of a checkpoint, each on the disk before this returns."""
-    unfinished.mkdir()
-    for file, content in tensors.items():
-        write_tensors(unfinished / file, content)
-    (unfinished / STATE_FILE).write_text(text, encoding="utf-8")
-    _flush(unfinished / STATE_FILE)
-    _flush(unfinished)
-
-
-def _replace(unfinished: Path, target: Path) -> None:
-    """Give the finished folder its name; the rename is what makes the checkpoint exist."""
-    replaced = target.with_name(f"{DISCARDED}{target.name}")
-    if target.exists():
-        target.rename(replaced)
-    unfinished.rename(target)
-    _flush(target.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    """fsync a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _not_written(target: Path, num_bytes: int, error: Exception) -> CheckpointError:
-    folder = next(parent for parent in target.parents if parent.is_dir())
-    earlier = _complete(folder) if folder == target.parent else []
-    safe = f"the one before it, {earlier[-1].name}, is intact" if earlier else "there was no checkpoint before it"
-    free = shutil.disk_usage(folder).free
-    reason = error.__cause__ or error
-    return CheckpointError(
-        f"{target} could not be written ({reason}): it needs {num_bytes / 1e6:.1f} MB, the disk has "
-        f"{free / 1e6:.1f} MB free; {safe}. Make room there and run the same command again: it goes on from the last "
-        "checkpoint."
-    )
-
-
-# ---- finding and removing ----
-
-
-def _complete(folder: Path) -> list[Path]:
-    """Checkpoints by rising step."""
-    found = [path for path in folder.iterdir() if re.fullmatch(r"step-\d{6,}", path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
-
-
-def _discard(checkpoint: Path) -> None:
-    """Remove a checkpoint; renamed first, so that a kill half-way does not leave one that looks whole."""
-    hidden = checkpoint.with_name(f"{DISCARDED}{checkpoint.name}")
-    checkpoint.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _clean(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name.startswith((UNFINISHED, DISCARDED)):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 # ---- reading ----

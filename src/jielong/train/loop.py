@@ -108,8 +108,7 @@ def train_step(
         for name, value in metrics.items():
             totals[name] = totals[name] + value.detach() if name in totals else value.detach()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    sum_gradients(parameters, runtime)
-    grad_norm = float(nn.utils.clip_grad_norm_(parameters, clip))
+    grad_norm = _sum_and_clip(parameters, clip, runtime)
     losses = torch.stack(sums).tolist() if sums else []
     told = total([sum(losses), *(float(totals[name]) for name in sorted(totals))], runtime)
     _check_finite(losses, told[0], grad_norm, model, optimizer, step)
@@ -120,6 +119,17 @@ def train_step(
         torch.cuda.synchronize(runtime.device)  # else the optimizer's work would be billed to the next step
     spent, loss = time.perf_counter() - started, told[0] / num_units
     return StepStats(step, loss, grad_norm, learning_rate, num_units, num_tokens, spent, means)
+
+
+def _sum_and_clip(parameters: Sequence[nn.Parameter], clip: float, runtime: Runtime) -> float:
+    """Sum gradients over processes and bound their global norm; returns what it was."""
+    if runtime.mesh is None:
+        sum_gradients(parameters, runtime)
+        return float(nn.utils.clip_grad_norm_(parameters, clip))
+    from jielong.train import sharding  # here: it takes seconds to import, see there
+
+    sharding.sum_parts(parameters, runtime)
+    return sharding.clip_gradients(parameters, clip, runtime)
 
 
 def _check_finite(

@@ -12,11 +12,13 @@ import datetime
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from jielong.errors import TrainingError, UsageError
 from jielong.runtime import Runtime
@@ -29,14 +31,71 @@ BUCKET_BYTES = 64 << 20  # gradients are summed in pieces of about so much, each
 TIMEOUT = datetime.timedelta(hours=2)
 
 
-@contextmanager
-def joined(runtime: Runtime) -> Iterator[None]:
-    """Within the block, this process and the others of its run can talk. Nothing to do for a single one.
+@dataclass(frozen=True)
+class Layout:
+    """How the processes of a run share the work; it does not change what they compute.
 
-    Raises UsageError when the variables that torchrun sets are missing or the others do not come.
+    sharding: who holds the weights, their gradients and the optimizer's state. "none": every process all of them.
+    "full": each an equal part of every tensor. "hybrid": a machine's processes share them out, and every machine has
+    all of them. tensor_parallel: how many processes compute each a part of every layer, for the same rows.
     """
+
+    sharding: str = "none"
+    tensor_parallel: int = 1
+
+    def sizes(self, runtime: Runtime) -> tuple[int, int, int]:
+        """(replicas of the weights, processes that a replica is shared out to, processes that split a layer).
+
+        Raises UsageError, naming what is legal, when the run's processes cannot be arranged like that.
+        """
+        world, parts = runtime.num_processes, self.tensor_parallel
+        if world % parts:
+            below = world // parts * parts
+            legal = " or ".join(str(number) for number in (below, below + parts) if number)
+            raise UsageError(
+                f"[run] tensor_parallel = {parts} must divide the number of processes, which is {world}; "
+                f"start {legal} of them, or set run.tensor_parallel = 1"
+            )
+        if self.sharding == "none":
+            return world // parts, 1, parts
+        if self.sharding == "full":
+            return 1, world // parts, parts
+        local = runtime.local_size
+        if local % parts or world % local:
+            raise UsageError(
+                f'[run] sharding = "hybrid" shares weights out within a machine, so every one needs as many processes, '
+                f"a multiple of tensor_parallel = {parts}; this one has {local} of {world}. Start as many on each, or "
+                'set run.sharding = "full"'
+            )
+        return world // local, local // parts, parts
+
+
+def arranged(runtime: Runtime, layout: Layout) -> Runtime:
+    """The runtime with this process's place in the layout; all processes of the run call it. Raises UsageError."""
+    replicas, shards, parts = layout.sizes(runtime)
+    if runtime.num_processes == 1 or (layout.sharding == "none" and parts == 1):
+        return runtime
+    kind, process = runtime.device.type, runtime.process
+    # In neighbours' numbers: those that split a layer talk the most, machines with each other the least.
+    mesh = init_device_mesh(kind, (replicas, shards, parts), mesh_dim_names=("replicate", "shard", "tensor"))
+    placed = replace(runtime, mesh=mesh, world_size=replicas * shards, tensor_size=parts)
+    placed = replace(placed, rank=process // parts, tensor_rank=process % parts)
+    if parts == 1:
+        return placed
+    rows = init_device_mesh(kind, (replicas * shards, parts), mesh_dim_names=("rows", "tensor"))
+    return replace(placed, group=rows.get_group("rows"))
+
+
+@contextmanager
+def joined(runtime: Runtime, layout: Layout = Layout()) -> Iterator[Runtime]:  # noqa: B008 (it is frozen)
+    """Within the block, this process and the others of its run can talk. Yields the runtime, arranged by the layout.
+
+    Raises UsageError when the variables that torchrun sets are missing, the others do not come, or their number does
+    not fit the layout.
+    """
+    layout.sizes(runtime)
     if runtime.world_size == 1:
-        yield
+        yield runtime
         return
     backend = "nccl" if runtime.device.type == "cuda" else "gloo"
     try:
@@ -48,50 +107,57 @@ def joined(runtime: Runtime) -> Iterator[None]:
             f"process {runtime.rank} of {runtime.world_size} cannot reach the others ({error}); start with torchrun"
         ) from None
     try:
-        yield
+        yield arranged(runtime, layout)
     finally:
         dist.destroy_process_group()
 
 
 def wait_for_all(runtime: Runtime) -> None:
     """Go on when every process has come here."""
-    if runtime.world_size > 1:
-        total([0.0], runtime)  # a sum, not a barrier: NCCL's barrier guesses a device
+    if runtime.num_processes > 1:
+        _sum([0.0], runtime, None)  # a sum, not a barrier: NCCL's barrier guesses a device
 
 
 def total(values: Sequence[float], runtime: Runtime) -> list[float]:
-    """The sum over all processes of each number, in float64."""
-    if runtime.world_size == 1:
-        return list(values)
+    """The sum of each number over the processes that read different rows, in float64."""
+    return list(values) if runtime.world_size == 1 else _sum(values, runtime, runtime.group)
+
+
+def total_of_all(values: Sequence[float], runtime: Runtime) -> list[float]:
+    """The sum of each number over all processes, in float64, whatever rows they read."""
+    return list(values) if runtime.num_processes == 1 else _sum(values, runtime, None)
+
+
+def _sum(values: Sequence[float], runtime: Runtime, group: dist.ProcessGroup | None) -> list[float]:
     sums = torch.tensor(values, dtype=torch.float64, device=runtime.device)
-    _reduce(sums, runtime)
+    reduce_sum(sums, runtime, group)
     return [float(value) for value in sums.tolist()]
 
 
-def _reduce(tensor: Tensor, runtime: Runtime) -> None:
-    """The sum over all processes, in place. Raises TrainingError when one of them is gone."""
+def reduce_sum(tensor: Tensor, runtime: Runtime, group: dist.ProcessGroup | None) -> None:
+    """The sum over a group's processes, None for all, in place. Raises TrainingError when one of them is gone."""
     try:
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=group)
     except RuntimeError as error:
         raise TrainingError(
-            f"process {runtime.rank} of {runtime.world_size} has lost another one, which says why in its own output; "
-            f"the same command goes on from the last checkpoint ({str(error).splitlines()[0]})"
+            f"process {runtime.process} of {runtime.num_processes} has lost another one, which says why in its own "
+            f"output; the same command goes on from the last checkpoint ({str(error).splitlines()[0]})"
         ) from None
 
 
 def check_agreement(what: str, text: str, runtime: Runtime) -> None:
     """Raises UsageError in every process unless all have the same text, as a recipe's hash or the code's version."""
-    if runtime.world_size == 1:
+    if runtime.num_processes == 1:
         return
     digest = list(hashlib.sha256(text.encode()).digest())
     mine = torch.tensor(digest, dtype=torch.int64, device=runtime.device)
-    everyone = [torch.empty_like(mine) for _ in range(runtime.world_size)]
+    everyone = [torch.empty_like(mine) for _ in range(runtime.num_processes)]
     dist.all_gather(everyone, mine)
     others = [rank for rank, other in enumerate(everyone) if not torch.equal(other, everyone[0])]
     if others:
         raise UsageError(
-            f"process {others[0]} of {runtime.world_size} has another {what} than process 0 (process {runtime.rank} "
-            f"has {text!r}); start all with the same command, code and files"
+            f"process {others[0]} of {runtime.num_processes} has another {what} than process 0 (process "
+            f"{runtime.process} has {text!r}); start all with the same command, code and files"
         )
 
 
@@ -114,20 +180,20 @@ def gather_rows(own: Sequence[Sequence[float]], num_rows: int, runtime: Runtime)
         return [list(row) for row in own]
     most_rows = -(-num_rows // runtime.world_size)
     longest = torch.tensor([max((len(row) for row in own), default=0)], device=runtime.device)
-    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+    dist.all_reduce(longest, op=dist.ReduceOp.MAX, group=runtime.group)
     table = torch.zeros(most_rows, int(longest) + 1, dtype=torch.float64)
     for index, row in enumerate(own):
         table[index, : len(row) + 1] = torch.tensor([float(len(row)), *row], dtype=torch.float64)
     table = table.to(runtime.device)
     tables = [torch.empty_like(table) for _ in range(runtime.world_size)]
-    dist.all_gather(tables, table)
+    dist.all_gather(tables, table, group=runtime.group)
     dealt = [tables[index % runtime.world_size][index // runtime.world_size].tolist() for index in range(num_rows)]
     return [row[1 : 1 + int(row[0])] for row in dealt]
 
 
 def from_leader(values: Sequence[float] | None, num: int, runtime: Runtime) -> list[float]:
     """The leading process's numbers, NaN among them, in every process. values: None in the others."""
-    if runtime.world_size == 1:
+    if runtime.num_processes == 1:
         assert values is not None
         return list(values)
     told = torch.full((num,), float("nan"), dtype=torch.float64)
@@ -142,24 +208,33 @@ def sum_gradients(parameters: Iterable[nn.Parameter], runtime: Runtime) -> None:
     """Replace each parameter's gradient by its sum over all processes; one without a gradient here counts as zero."""
     if runtime.world_size == 1:
         return
-    for bucket in _buckets(parameters):
-        grads = [torch.zeros_like(one) if one.grad is None else one.grad for one in bucket]
-        flat = torch.cat([grad.flatten() for grad in grads])
-        _reduce(flat, runtime)
-        for parameter, grad, piece in zip(bucket, grads, flat.split([grad.numel() for grad in grads]), strict=True):
-            parameter.grad = piece.view_as(grad).clone()
-
-
-def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Parameters in their order, cut where a bucket is full or the dtype changes."""
-    bucket: list[nn.Parameter] = []
-    num_bytes = 0
+    grads = []
     for parameter in parameters:
-        size = parameter.numel() * parameter.element_size()
-        if bucket and (num_bytes + size > BUCKET_BYTES or parameter.dtype != bucket[0].dtype):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        grads.append(parameter.grad)
+    sum_tensors(grads, runtime)
+
+
+def sum_tensors(tensors: Iterable[Tensor], runtime: Runtime) -> None:
+    """Replace each tensor by its sum over the processes that read different rows, in place."""
+    for bucket in _buckets(tensors):
+        flat = torch.cat([one.flatten() for one in bucket])
+        reduce_sum(flat, runtime, runtime.group)
+        for one, piece in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
+            one.copy_(piece.view_as(one))
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors in their order, cut where a bucket is full or the dtype changes."""
+    bucket: list[Tensor] = []
+    num_bytes = 0
+    for tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        if bucket and (num_bytes + size > BUCKET_BYTES or tensor.dtype != bucket[0].dtype):
             yield bucket
             bucket, num_bytes = [], 0
-        bucket.append(parameter)
+        bucket.append(tensor)
         num_bytes += size
     if bucket:
         yield bucket
@@ -167,14 +242,16 @@ def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]
 
 def check_equal_weights(model: nn.Module, runtime: Runtime) -> None:
     """Raises TrainingError if a parameter differs between processes: one started from something else."""
-    if runtime.world_size == 1:
+    if runtime.num_processes == 1:
         return
     for name, parameter in model.named_parameters():
         first = parameter.detach().clone()
         dist.broadcast(first, 0)
-        differs = total([float(not torch.equal(first, parameter.detach()))], runtime)[0]
+        differs = total_of_all([float(not torch.equal(first, parameter.detach()))], runtime)[0]
         if differs:
-            raise TrainingError(f"{name} is not the same in all {runtime.world_size} processes before training begins")
+            raise TrainingError(
+                f"{name} is not the same in all {runtime.num_processes} processes before training begins"
+            )
 
 
 def rows_each(what: str, num_rows: int, runtime: Runtime) -> int:

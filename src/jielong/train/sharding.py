@@ -1,0 +1,188 @@
+"""Weights shared out: each process holds a part of every tensor, and a whole layer only while it computes with it.
+
+Gradients and the optimizer's state are shared out alike. A sharded model is the same object with the same methods; its
+parameters are DTensors, of which a process has its own rows. Importing this costs as much as half of torch does, so
+it is done where a run shares its weights out and nowhere else.
+Source: Rajbhandari et al. 2020, arXiv:1910.02054 (ZeRO, stage 3); Zhao et al. 2023, arXiv:2304.11277, for replicas of
+the shares on several machines. The work is done by torch.distributed.fsdp.fully_shard.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from jielong.errors import UsageError
+from jielong.model.transformer import Transformer
+from jielong.runtime import Runtime
+from jielong.train.lora import Adapter
+from jielong.train.optim import OptimizerConfig
+from jielong.train.parallel import sum_tensors, total_of_all
+
+ENTRANCES = ("hidden", "encode")  # methods that objectives call in place of `forward`
+
+
+def skeleton_of(model: nn.Module) -> nn.Module:
+    """The same modules around tensors without memory: what the model is made of again when it is not sharded."""
+    empty = {
+        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        for parameter in model.parameters()
+    }
+    twin: nn.Module = copy.deepcopy(model, empty)
+    return twin
+
+
+def shardable(model: nn.Module, config: OptimizerConfig) -> Transformer:
+    """The model. Raises UsageError for what cannot be shared out: models without layers of their own, and Muon."""
+    if not isinstance(model, Transformer):
+        raise UsageError(
+            f"[run] sharding and tensor_parallel share out a Transformer, not a {type(model).__name__}; leave them out"
+        )
+    if config.matrix_learning_rate is not None:
+        raise UsageError(
+            'optimizer = "muon" makes a whole matrix orthogonal, and with [run] sharding or tensor_parallel no process '
+            'has one; set optimizer = "adamw", or leave the two out'
+        )
+    return model
+
+
+def shard(model: Transformer, runtime: Runtime) -> None:
+    """Share the weights out, in place: each layer on its own, and all else (embeddings, norm, head) together.
+
+    With bfloat16 the layers are gathered, and compute, in it; gradients are summed in float32, and what is learned
+    stays float32. Embeddings and head are gathered in float32, since the residual stream begins with them.
+    """
+    mesh = _weights_mesh(runtime)
+    if mesh.size() == 1:
+        return
+    narrow = None if runtime.dtype == torch.float32 else runtime.dtype
+    # Inputs stay as they are: the residual stream is float32, and its norms read it so.
+    policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in (*model.encoder, *model.layers):
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    for module in sharded_modules(model):
+        module.set_gradient_divide_factor(1.0)  # train_step divides, by units
+        module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+    for name in ENTRANCES:
+        register_fsdp_forward_method(model, name)
+
+
+def _weights_mesh(runtime: Runtime) -> DeviceMesh:
+    """Whom the weights are shared out to: ("shard",), or ("replicate", "shard") where there are several replicas."""
+    assert runtime.mesh is not None
+    if runtime.mesh["shard"].size() == 1 or runtime.mesh["replicate"].size() == 1:
+        return runtime.mesh["shard"]
+    return runtime.mesh["replicate", "shard"]
+
+
+def sharded_modules(model: nn.Module) -> list[FSDPModule]:
+    """The modules whose parameters are gathered together, outermost first."""
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+@torch.no_grad()
+def unshard(model: nn.Module, skeleton: nn.Module) -> None:
+    """Make the model what it was before `shard`, in place, with what it has learned; every process has all of it.
+
+    skeleton: `skeleton_of` the model as it was. All processes call this.
+    """
+    places: dict[int, Tensor] = {}
+    empty = dict(skeleton.named_parameters())
+    for name, parameter in model.named_parameters():
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+        places[id(empty[name])] = nn.Parameter(whole, parameter.requires_grad)
+    for module in skeleton.modules():
+        for name, place in module.named_parameters(recurse=False):
+            module.register_parameter(name, places[id(place)])  # type: ignore[arg-type]
+    model.__class__ = skeleton.__class__
+    model.__dict__ = skeleton.__dict__
+
+
+def rebind(adapter: nn.Module, model: nn.Module) -> None:
+    """Let an adapter hold the parameters that the model has now, under the names it had."""
+    if isinstance(adapter, Adapter):
+        for name in list(dict(adapter.named_parameters())):
+            adapter.register_parameter(name, model.get_parameter(name.replace("/", ".")))
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Within the block every process has all weights, so that each may call the model as often as it likes."""
+    modules = sharded_modules(model)
+    for module in modules:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.set_reshard_after_forward(module is not model, recurse=False)
+            module.reshard()
+
+
+@torch.no_grad()
+def sum_parts(parameters: Iterable[nn.Parameter], runtime: Runtime) -> None:
+    """`sum_gradients` of what is not shared out, each process its own part; `fully_shard` has summed the rest."""
+    if runtime.world_size == 1:
+        return
+    own = []
+    for parameter in parameters:
+        if is_shared_out(parameter):
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        own.append(_own_part(parameter.grad))
+    sum_tensors(own, runtime)
+
+
+def _own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], clip: float, runtime: Runtime) -> float:
+    """Scale gradients to a global norm of at most `clip`; returns the norm they had, over all processes' parts."""
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    own = [_own_part(grad) for grad in grads]
+    if not own:
+        own_sum = 0.0
+    else:
+        norms = torch.stack([torch.linalg.vector_norm(part, dtype=torch.float32) for part in own]).double()
+        copies = torch.tensor([_num_copies(grad, runtime) for grad in grads], device=norms.device)
+        own_sum = float((norms.square() / copies).sum())
+    norm = math.sqrt(total_of_all([own_sum], runtime)[0])
+    scale = clip / (norm + 1e-6)  # as nn.utils.clip_grad_norm_
+    if scale < 1:
+        torch._foreach_mul_(own, scale)
+    return norm
+
+
+def _num_copies(tensor: Tensor, runtime: Runtime) -> int:
+    """How many processes hold the same numbers as this one does."""
+    if not isinstance(tensor, DTensor):
+        return runtime.num_processes
+    sizes = zip(tensor.placements, tensor.device_mesh.shape, strict=True)
+    parts = math.prod(size for placement, size in sizes if not placement.is_replicate())
+    return runtime.num_processes // parts
+
+
+def is_shared_out(tensor: Tensor) -> bool:
+    """Whether `fully_shard` manages it, which sums its gradient over processes on its own."""
+    return isinstance(tensor, DTensor) and "shard" in (tensor.device_mesh.mesh_dim_names or ())
+
+
+def placed_like(live: Tensor, whole: Tensor) -> Tensor:
+    """A whole tensor as this process holds `live`: its own part, as a DTensor, where that is one."""
+    if not isinstance(live, DTensor):
+        return whole
+    return distribute_tensor(whole.to(live.device), live.device_mesh, live.placements, src_data_rank=None)

@@ -1,0 +1,235 @@
+"""Two processes that share weights out learn what one does, and either goes on from the other's checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from jielong.data.batch import Batch
+from jielong.errors import CheckpointError, UsageError
+from jielong.model.config import ModelConfig
+from jielong.model.transformer import Transformer
+from jielong.runtime import Runtime, detect
+from jielong.train import sharding
+from jielong.train.checkpoint import load_checkpoint, save_checkpoint
+from jielong.train.loop import train_step
+from jielong.train.objectives import next_token
+from jielong.train.optim import OptimizerConfig, build_optimizer
+from jielong.train.parallel import Layout, arranged, joined
+
+CPU = Runtime(device=torch.device("cpu"), dtype=torch.float32)
+STEPS, SAVED, MICRO = 50, 20, 4
+LAYOUTS = {
+    "full": Layout("full"),
+    "untied": Layout("full"),
+    "hybrid": Layout("hybrid"),
+}
+SIZES = {"vocab_size": 41, "max_length": 16, "width": 32, "decoder_layers": 2, "head_size": 8, "ffn_width": 48}
+
+
+def model_of(case: str) -> Transformer:
+    """Rows of 41 do not divide by two, so that the shares of the embedding differ in size."""
+    config = ModelConfig(num_heads=4, num_kv_heads=2, qk_norm=True, tie_embeddings=case != "untied", **SIZES)
+    model = Transformer(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    return model
+
+
+def rows(step: int) -> Iterator[Batch]:
+    """Four rows that score 1, 5, 9 and 13 of their tokens, cut into micro-batches of one."""
+    tokens = torch.randint(0, 41, (MICRO, 16), generator=torch.Generator().manual_seed(step % 5))
+    for row in range(MICRO):
+        mask = torch.zeros(1, 16, dtype=torch.bool)
+        mask[0, 1 : 2 + 4 * row] = True
+        yield Batch(tokens[row : row + 1], mask, torch.ones(1, 16, dtype=torch.int32), int(mask.sum()))
+
+
+def learn(case: str, runtime: Runtime, folder: Path, start: Path | None = None) -> dict[str, list[float]]:
+    """Train from the beginning, or from a checkpoint; save one on the way. The losses, gradient norms and weights."""
+    model = model_of(case)
+    skeleton = sharding.skeleton_of(model)
+    if runtime.mesh is not None:
+        sharding.shard(model, runtime)
+    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-3))
+    first = 0 if start is None else load_checkpoint(start, {"model": model}, {"optimizer": optimizer}, runtime)[0]
+    found: dict[str, list[float]] = {"losses": [], "norms": []}
+    for step in range(first, STEPS):
+        own = list(rows(step))[runtime.rank :: runtime.world_size]
+        stats = train_step(model, optimizer, own, next_token, runtime, 1.0, step + 1)
+        found["losses"].append(stats.loss)
+        found["norms"].append(stats.grad_norm)
+        if step + 1 == SAVED and start is None:
+            save_checkpoint(folder / case, SAVED, {"model": model}, {"optimizer": optimizer}, {}, runtime=runtime)
+    if runtime.mesh is not None:
+        sharding.unshard(model, skeleton)
+    assert type(model) is Transformer
+    with torch.no_grad():
+        found["logits"] = model(torch.arange(16)[None]).flatten().tolist()
+    return found
+
+
+CASES = tuple(LAYOUTS)
+Found = dict[str, list[float]]
+
+
+def processes(folder: Path, start: Path) -> dict[str, list[Found]]:
+    """Case -> what each of two processes found; "on" goes on from the checkpoint `start`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    command = [sys.executable, __file__, str(folder), str(start)]
+    children = [
+        subprocess.Popen(command, env={**shared, "RANK": str(rank)}, stderr=subprocess.PIPE) for rank in range(2)
+    ]
+    told = [child.communicate(timeout=300)[1].decode() for child in children]
+    assert [child.returncode for child in children] == [0, 0], told
+    return {
+        case: [json.loads((folder / f"{case}-{rank}.json").read_text()) for rank in range(2)] for case in (*CASES, "on")
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sharded")
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Callable[[str], Found]:
+    """What a single process finds, which also leaves a checkpoint."""
+    known: dict[str, Found] = {}
+
+    def find(case: str) -> Found:
+        if case not in known:
+            known[case] = learn(case, CPU, folder / "alone")
+        return known[case]
+
+    return find
+
+
+@pytest.fixture(scope="module")
+def together(folder: Path, alone: Callable[[str], Found]) -> dict[str, list[Found]]:
+    alone("full")
+    return processes(folder, folder / "alone" / "full" / f"step-{SAVED:06d}")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_learn_what_one_does(
+    case: str, alone: Callable[[str], Found], together: dict[str, list[Found]]
+) -> None:
+    own = alone(case)
+    assert own["losses"][-1] < own["losses"][0] - 0.5  # there was something to learn
+    for found in together[case]:
+        assert found["losses"] == pytest.approx(own["losses"], abs=1e-6, rel=0)
+        assert found["norms"] == pytest.approx(own["norms"], abs=1e-4)
+        assert found["logits"] == pytest.approx(own["logits"], abs=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_process_goes_on_where_two_were(
+    case: str, alone: Callable[[str], Found], together: dict[str, list[Found]], folder: Path
+) -> None:
+    found = learn(case, CPU, folder / "on", folder / case / f"step-{SAVED:06d}")
+    assert found["losses"] == pytest.approx(alone(case)["losses"][SAVED:], abs=1e-6, rel=0)
+
+
+def test_two_processes_go_on_where_one_was(alone: Callable[[str], Found], together: dict[str, list[Found]]) -> None:
+    for found in together["on"]:
+        assert found["losses"] == pytest.approx(alone("full")["losses"][SAVED:], abs=1e-6, rel=0)
+
+
+def test_a_checkpoint_in_pieces_holds_no_pickle(together: dict[str, list[Found]], folder: Path) -> None:
+    files = sorted(path.name for path in (folder / "full" / f"step-{SAVED:06d}").rglob("*") if path.is_file())
+    assert [name.partition("-")[0] for name in files] == ["shard", "shard", "state.json"]
+    assert all(name.endswith((".safetensors", ".json")) for name in files)
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_piece_that_is_broken_is_told(
+    together: dict[str, list[Found]], folder: Path, tmp_path: Path, damage: str
+) -> None:
+    whole = folder / "full" / f"step-{SAVED:06d}"
+    path = tmp_path / whole.name
+    (path / "shards").mkdir(parents=True)
+    for file in whole.rglob("*"):
+        if file.is_file():
+            (path / file.relative_to(whole)).write_bytes(file.read_bytes())
+    piece = sorted((path / "shards").iterdir())[1]
+    piece.write_bytes(piece.read_bytes()[:-100]) if damage == "cut" else piece.unlink()
+    model = model_of("full")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-2))
+    with pytest.raises(CheckpointError, match="shards"):
+        load_checkpoint(path, {"model": model}, {"optimizer": optimizer})
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_skeleton_has_no_memory_and_the_same_parts() -> None:
+    model = model_of("full")
+    skeleton = sharding.skeleton_of(model)
+    assert {parameter.device.type for parameter in skeleton.parameters()} == {"meta"}
+    assert [(name, p.shape) for name, p in skeleton.named_parameters()] == [
+        (name, p.shape) for name, p in model.named_parameters()
+    ]
+    want = model(torch.arange(8)[None])
+    sharding.unshard(model, skeleton)
+    assert torch.equal(model(torch.arange(8)[None]), want)
+
+
+def test_muon_is_refused_with_what_to_do() -> None:
+    config = OptimizerConfig(learning_rate=1e-3, matrix_learning_rate=0.02)
+    with pytest.raises(UsageError, match="muon.*no process has one; set optimizer = .adamw."):
+        sharding.shardable(model_of("full"), config)
+    assert sharding.shardable(model_of("full"), OptimizerConfig(learning_rate=1e-3)) is not None
+
+
+@pytest.mark.parametrize(
+    ("layout", "world_size", "local_size", "message"),
+    [
+        (Layout(tensor_parallel=2), 1, 1, "tensor_parallel = 2 must divide .* which is 1; start 2 of them"),
+        (Layout(tensor_parallel=4), 6, 6, "tensor_parallel = 4 must divide .* which is 6; start 4 or 8"),
+        (Layout("hybrid"), 6, 4, "this one has 4 of 6"),
+        (Layout("hybrid", 4), 8, 2, "a multiple of tensor_parallel = 4; this one has 2 of 8"),
+    ],
+)
+def test_processes_that_do_not_fit_are_told(layout: Layout, world_size: int, local_size: int, message: str) -> None:
+    runtime = Runtime(CPU.device, CPU.dtype, world_size=world_size, local_size=local_size)
+    with pytest.raises(UsageError, match=message):
+        layout.sizes(runtime)
+
+
+@pytest.mark.parametrize(
+    ("layout", "sizes"),
+    [
+        (Layout(), (8, 1, 1)),
+        (Layout("full"), (1, 8, 1)),
+        (Layout("hybrid"), (2, 4, 1)),
+        (Layout("full", 2), (1, 4, 2)),
+        (Layout("hybrid", 2), (2, 2, 2)),
+        (Layout("none", 4), (2, 1, 4)),
+    ],
+)
+def test_processes_are_arranged(layout: Layout, sizes: tuple[int, int, int]) -> None:
+    runtime = Runtime(CPU.device, CPU.dtype, world_size=8, local_size=4)
+    assert layout.sizes(runtime) == sizes
+
+
+def main(folder: Path, start: Path) -> None:
+    torch.set_num_threads(1)
+    with joined(detect("cpu", "float32")) as runtime:
+        for case in (*CASES, "on"):
+            layout = LAYOUTS["full" if case == "on" else case]
+            found = learn(case, arranged(runtime, layout), folder, start if case == "on" else None)
+            (folder / f"{case}-{runtime.process}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
