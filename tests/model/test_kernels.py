@@ -172,9 +172,11 @@ def test_dropped_weights_of_attention_keep_their_mean(kernel: str) -> None:
 
 
 def test_choice_of_kernels() -> None:
-    cpu, cuda, most = torch.device("cpu"), torch.device("cuda"), kernels.PLAIN_LENGTH
-    assert choose_kernels(cpu, most, cached=False, dropout=0.0) == (plain_attention, written_weighing)
-    assert choose_kernels(cpu, most, cached=False, dropout=0.1) == (written_attention, written_weighing)
+    cpu, cuda, most, kept = torch.device("cpu"), torch.device("cuda"), kernels.PLAIN_LENGTH, kernels.KEPT_LENGTH
+    assert choose_kernels(cpu, kept, cached=False, dropout=0.0) == (plain_attention, written_weighing)
+    assert choose_kernels(cpu, kept, cached=False, dropout=0.1) == (written_attention, written_weighing)
+    assert choose_kernels(cpu, most, cached=False, dropout=0.0) == (plain_attention, sdpa_weighing)
+    assert choose_kernels(cpu, kept + 1, cached=False, dropout=0.1) == (sdpa_attention, sdpa_weighing)
     assert choose_kernels(cpu, most + 1, cached=False, dropout=0.0) == (sdpa_attention, sdpa_weighing)
     assert choose_kernels(cuda, 16, cached=False, dropout=0.1) == (sdpa_attention, sdpa_weighing)
     assert choose_kernels(cuda, 16, cached=True, dropout=0.0)[0] is cached_attention
@@ -188,6 +190,29 @@ def test_a_window_skips_blocks_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels._spans(10, causal=True, window=0) == [(0, 4, 0, 4), (4, 8, 0, 8), (8, 10, 0, 10)]
     assert kernels._spans(10, causal=True, window=3) == [(0, 4, 0, 4), (4, 8, 2, 8), (8, 10, 6, 10)]
     assert kernels._spans(10, causal=False, window=0) == [(0, 4, 0, 10), (4, 8, 0, 10), (8, 10, 0, 10)]
+    monkeypatch.setattr(kernels, "KEPT_LENGTH", 9)
+    assert kernels._spans(10, causal=True, window=3) == [(0, 8, 0, 8), (8, 10, 6, 10)]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("causal", "window"), [(True, 0), (True, 7), (False, 0)])
+def test_weights_that_are_made_again_are_the_same(
+    packed: bool, causal: bool, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long rows keep no weights: the same bits as kept ones give in blocks of the same length."""
+    heads, found = Heads(4, 2, 8, layer=0, window=window), []
+    upstream = torch.randn(3, LENGTH, 32, generator=torch.Generator().manual_seed(9))
+    for kept, block in ((LENGTH, 16), (LENGTH - 1, 8)):
+        monkeypatch.setattr(kernels, "KEPT_LENGTH", kept)
+        monkeypatch.setattr(kernels, "BLOCK_LENGTH", block)
+        mixed = make_mixed(2).requires_grad_()
+        context = make_context("plain", SEGMENTS if packed else None, causal, True, torch.float32)
+        output = plain_attention(mixed, context, heads)
+        assert len(output.grad_fn.saved_tensors) == 4 + (3 if kept == LENGTH else 0)  # type: ignore[union-attr]
+        output.backward(upstream)
+        found.append((output.detach(), mixed.grad))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_heads_are_grouped_in_order() -> None:

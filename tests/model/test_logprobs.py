@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jielong.model import logprobs as module
-from jielong.model.logprobs import check_mask, hidden_logprobs, masked_mean, scored_logprobs, token_logprobs
+from jielong.model.logprobs import (
+    check_mask,
+    hidden_logprobs,
+    masked_mean,
+    scored_logprobs,
+    summed_nats,
+    token_logprobs,
+)
 from jielong.model.transformer import Transformer
 
 SEGMENTS = torch.tensor([[1] * 9 + [2] * 12 + [0] * 3, [1] * 24, [1] * 2 + [2] * 2 + [3] * 20])
@@ -192,3 +199,64 @@ def test_rows_beyond_the_vocabulary_have_no_probability_and_no_gradient(
     found.sum().backward()
     gradient = model.unembed_weight.grad
     assert gradient is not None and gradient[:num].any() and not gradient[num:].any()
+
+
+def slow_sum(model: Transformer, hidden: Tensor, tokens: Tensor, smoothing: float, z_weight: float) -> Tensor:
+    """All logits at once, torch's own cross entropy with label smoothing, and log Z by torch.logsumexp."""
+    logits = model.unembed(hidden)[:, :-1][make_mask()[:, 1:]].float()
+    labels = tokens[:, 1:][make_mask()[:, 1:]]
+    loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+    return loss + z_weight * logits.logsumexp(dim=1).square().sum()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("smoothing", "z_weight"), [(0.0, 0.0), (0.1, 0.0), (0.0, 0.3), (0.1, 0.3)])
+def test_summed_nats_values_and_gradients(  # type: ignore[no-untyped-def]
+    build_family, tokens: Tensor, tied: bool, smoothing: float, z_weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK_BYTES", 61 * 4 * 5)  # five rows a chunk; the number of rows is no multiple
+    model: Transformer = build_family("jie", tie_embeddings=tied, logit_scale=0.577, logit_bias=True)
+    results = []
+    for slow_way in (True, False):
+        hidden = model.hidden(tokens, SEGMENTS)
+        if slow_way:
+            loss = slow_sum(model, hidden, tokens, smoothing, z_weight)
+            nats = slow_sum(model, hidden, tokens, 0.0, 0.0)
+        else:
+            loss, nats = summed_nats(model, hidden, tokens, make_mask(), smoothing, z_weight)
+            assert loss.dtype == torch.float32 and not nats.requires_grad
+        results.append((loss, nats, *torch.autograd.grad(0.37 * loss, list(model.parameters()))))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("frozen", ["unembedding", "trunk"])
+def test_summed_nats_makes_only_the_gradients_that_are_asked_for(build, tokens: Tensor, frozen: str) -> None:  # type: ignore[no-untyped-def]
+    model: Transformer = build(tied=False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("unembedding") != (frozen == "unembedding"))
+    loss, nats = summed_nats(model, model.hidden(tokens, SEGMENTS), tokens, make_mask())
+    kept = [found is not None for found in loss.grad_fn.saved_tensors]  # type: ignore[union-attr]
+    assert kept == [frozen == "unembedding", frozen == "trunk", False]
+    loss.backward()
+    assert loss.item() == nats.item()
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in model.parameters())
+
+
+def test_summed_nats_in_bfloat16_keep_a_float32_gradient_of_the_unembedding(build, tokens: Tensor) -> None:  # type: ignore[no-untyped-def]
+    model: Transformer = build(tied=False)
+    gradients = []
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            hidden = model.hidden(tokens, SEGMENTS).detach()
+            loss, _ = summed_nats(model, hidden, tokens, make_mask())
+        gradients.append(torch.autograd.grad(loss, model.unembed_weight)[0])
+    assert gradients[1].dtype == torch.float32
+    assert (gradients[1] - gradients[0]).norm() < 0.01 * gradients[0].norm()  # bfloat16 has 8 bits
+
+
+def test_nothing_scored_sums_to_nothing(build, tokens: Tensor) -> None:  # type: ignore[no-untyped-def]
+    model: Transformer = build()
+    loss, nats = summed_nats(model, model.hidden(tokens), tokens, torch.zeros(3, 24, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == nats.item() == 0.0 and not model.unembed_weight.grad.any()  # type: ignore[union-attr]

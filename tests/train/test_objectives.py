@@ -11,7 +11,7 @@ from jielong.data.pack import pack_examples
 from jielong.model.config import ModelConfig
 from jielong.model.routing import Routing
 from jielong.model.transformer import Transformer
-from jielong.train.objectives import next_token, next_token_of_experts, translation
+from jielong.train.objectives import next_token, next_token_and_z, next_token_of_experts, translation
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,20 @@ def test_a_token_nobody_scores_or_reads_changes_nothing(model: Transformer) -> N
     before, _ = next_token(model, pack_examples([(ids, scored)], 12).batch([0]))
     after, _ = next_token(model, pack_examples([([*ids[:-1], (ids[-1] + 1) % 30], scored)], 12).batch([0]))
     assert before.item() == after.item()
+
+
+def test_z_loss_joins_the_sum(model: Transformer) -> None:
+    """By hand: log Z of the logits before each scored token, squared; its gradient is the slow sum's."""
+    ids, scored = example(1, 12)
+    batch = pack_examples([(ids, scored)], 12).batch([0])
+    plain, _ = next_token(model, batch)
+    log_z = model(batch.tokens)[0, :-1].logsumexp(dim=1)[batch.mask[0, 1:]]
+    loss, metrics = next_token_and_z(0.5)(model, batch)
+    assert loss.item() == pytest.approx((plain + 0.5 * log_z.square().sum()).item(), rel=1e-5)
+    assert metrics["label_nats"].item() == pytest.approx(plain.item(), rel=1e-6)
+    wanted = torch.autograd.grad(plain + 0.5 * log_z.square().sum(), list(model.parameters()))
+    for found, exact in zip(torch.autograd.grad(loss, list(model.parameters())), wanted, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-4)
 
 
 def test_router_losses_join_the_sum(model: Transformer) -> None:

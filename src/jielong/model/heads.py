@@ -64,6 +64,11 @@ class HeadedModel(nn.Module):
         """The matrix (V, D) that turns hidden states into logits; the embedding itself when tied."""
         return self.embed.weight if self.config.tie_embeddings else self.unembedding.weight
 
+    @property
+    def logit_scale(self) -> float:
+        """What every logit is multiplied by before the bias is added."""
+        return self.config.logit_scale
+
     def unembed(self, hidden: Tensor, segments: Tensor | None = None) -> Tensor:
         """What the head says of hidden states (..., D).
 

@@ -17,8 +17,11 @@ from torch.autograd.function import once_differentiable
 
 from jielong.model.context import Context, Heads, identity
 
-# Explicit attention on the CPU beats torch's fused kernel 3x in bfloat16 up to about here; it keeps T^2 numbers a head.
-PLAIN_LENGTH = 512
+# Explicit attention on the CPU beats torch's fused kernel at all lengths up to here (docs/speed.md has the figures and
+# the command). A constant, not a probe at each start: another choice rounds otherwise, and a run that goes on would end
+# in other weights than one that was never stopped.
+PLAIN_LENGTH = 2048
+KEPT_LENGTH = 512  # up to here it keeps its T^2 / 2 weights a head for the backward pass, beyond it makes them again
 STEADY_KEYS = 128  # see `steady_attention`
 BLOCK_LENGTH = 64  # query blocks of this length skip the keys that lie wholly in their future, or before their window
 
@@ -63,28 +66,27 @@ class _PlainAttention(torch.autograd.Function):
         output = torch.empty_like(queries)  # (K, B, G, T, H)
         kept = []
         spans = _spans(length, context.mask.causal, heads.window)
-        for start, end, low, high in spans:
-            rows = queries[:, :, :, start:end].reshape(kv * batch, -1, size)  # (K B, G t, H)
-            scores = torch.bmm(rows, keys[:, low:high].transpose(1, 2)).view(kv, batch, group, end - start, -1)
-            if bias is not None:
-                first = start if triangle else low  # of a triangle only the diagonal block hides anything
-                scores[..., first - low :].add_(bias[:, None, start:end, first:high])
-            weights = torch.softmax(scores, dim=-1).view(kv * batch, -1, high - low)  # (K B, G t, s)
-            kept.append(weights)
+        for span in spans:
+            start, end, low, high = span
+            weights = _weights(queries, keys, bias, triangle, span)
+            if length <= KEPT_LENGTH:
+                kept.append(weights)
             output[:, :, :, start:end] = torch.bmm(weights, values[:, low:high]).view(kv, batch, group, -1, size)
-        ctx.save_for_backward(queries, keys, values, *kept)
-        ctx.heads, ctx.rotation, ctx.spans = heads, context.rotation, spans
+        ctx.save_for_backward(queries, keys, values, bias, *kept)
+        ctx.heads, ctx.rotation, ctx.spans, ctx.triangle = heads, context.rotation, spans, triangle
         return output.permute(1, 3, 0, 2, 4).reshape(batch, length, -1)  # (B, T, N H)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        queries, keys, values, *kept = ctx.saved_tensors
+        queries, keys, values, bias, *kept = ctx.saved_tensors
         heads: Heads = ctx.heads
         kv, batch, group, length, size = queries.shape
         gradient = gradient.view(batch, length, kv, group, size).permute(2, 0, 3, 1, 4).contiguous()
         d_queries, d_keys, d_values = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
-        for (start, end, low, high), weights in zip(ctx.spans, kept, strict=True):
+        for index, span in enumerate(ctx.spans):
+            start, end, low, high = span
+            weights = kept[index] if kept else _weights(queries, keys, bias, ctx.triangle, span)
             rows = queries[:, :, :, start:end].reshape(kv * batch, -1, size)  # (K B, G t, H)
             d_output = gradient[:, :, :, start:end].reshape(kv * batch, -1, size)
             d_weights = torch.bmm(d_output, values[:, low:high].transpose(1, 2))  # (K B, G t, s)
@@ -101,11 +103,25 @@ class _PlainAttention(torch.autograd.Function):
         return d_mixed.view(batch, length, -1), None, None
 
 
+def _weights(
+    queries: Tensor, keys: Tensor, bias: Tensor | None, triangle: bool, span: tuple[int, int, int, int]
+) -> Tensor:
+    """What the queries of a span give to its keys, (K B, G t, s), from all turned queries and keys."""
+    start, end, low, high = span
+    kv, batch, group, _, size = queries.shape
+    rows = queries[:, :, :, start:end].reshape(kv * batch, -1, size)  # (K B, G t, H)
+    scores = torch.bmm(rows, keys[:, low:high].transpose(1, 2)).view(kv, batch, group, end - start, -1)
+    if bias is not None:
+        first = start if triangle else low  # of a triangle only the diagonal block hides anything
+        scores[..., first - low :].add_(bias[:, None, start:end, first:high])
+    return torch.softmax(scores, dim=-1).view(kv * batch, -1, high - low)
+
+
 def _spans(length: int, causal: bool, window: int) -> list[tuple[int, int, int, int]]:
     """(start, end, low, high): blocks of queries, and the keys that hold all any of them sees."""
-    spans = []
-    for start in range(0, length, BLOCK_LENGTH):
-        end = min(start + BLOCK_LENGTH, length)
+    spans, step = [], BLOCK_LENGTH if length <= KEPT_LENGTH else 2 * BLOCK_LENGTH  # fewer products of long rows
+    for start in range(0, length, step):
+        end = min(start + step, length)
         low = max(0, start - window + 1) if window else 0
         spans.append((start, end, low, end if causal else length))
     return spans
@@ -239,13 +255,14 @@ def split_heads(mixed: Tensor, context: Context, heads: Heads) -> tuple[Tensor, 
 
 def choose_kernels(device: torch.device, length: int, cached: bool, dropout: float) -> tuple[SelfKernel, CrossKernel]:
     """The kernels of self- and cross-attention for one forward pass of T = length; asked once, not per layer."""
-    short = device.type == "cpu" and length <= PLAIN_LENGTH
+    on_cpu = device.type == "cpu"
+    short = on_cpu and length <= KEPT_LENGTH
     across = written_weighing if short else sdpa_weighing
     if cached:
         return cached_attention, across
-    if not short:
-        return sdpa_attention, across
-    return written_attention if dropout else plain_attention, across
+    if dropout:
+        return written_attention if short else sdpa_attention, across
+    return plain_attention if on_cpu and length <= PLAIN_LENGTH else sdpa_attention, across
 
 
 def choose_capped_kernels(

@@ -89,25 +89,33 @@ def hidden_logprobs(
     return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, spread) if entropy else None
 
 
-def smoothed_nats(
-    model: HasHead, hidden: Tensor, tokens: Tensor, mask: Tensor, smoothing: float
+def summed_nats(
+    model: HasHead, hidden: Tensor, tokens: Tensor, mask: Tensor, smoothing: float = 0.0, z_weight: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """(loss, nats) of the scored tokens, both summed: cross-entropy with smoothed labels, and without smoothing.
+    """(loss, nats) of the scored tokens, both summed: what is trained on, and -log p alone, which has no gradient.
 
-    Of each label, `smoothing` is spread over the whole vocabulary, its own token included: F.cross_entropy's
-    label_smoothing. hidden (B, T, D); tokens, mask (B, T) as for `hidden_logprobs`. Only the first has a gradient.
-    Source: Szegedy et al. 2016, arXiv:1512.00567, section 7; tensor2tensor spreads over the other tokens alone.
+    loss is nats with two things added where asked for. smoothing: of each label so much is spread over the whole
+    vocabulary, its own token included: F.cross_entropy's label_smoothing. z_weight: so much times (log Z)^2 for each
+    token, Z the sum of exp(logit): logits that drift away lose precision in bfloat16. hidden (B, T, D); tokens, mask
+    (B, T) as for `hidden_logprobs`, which this equals summed up, and is faster and smaller, for a sum's gradient is
+    known with it.
+    Source: Szegedy et al. 2016, arXiv:1512.00567, section 7 (smoothing; tensor2tensor spreads over the other tokens
+    alone); Chowdhery et al. 2022, arXiv:2204.02311, section 5 (z-loss, 1e-4).
     """
     tellers = hidden[:, :-1][mask[:, 1:]]  # (M, D)
+    if model.logit_scale != 1.0:
+        tellers = tellers * model.logit_scale
     autocast = torch.is_autocast_enabled(hidden.device.type)
     dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else hidden.dtype
-    weight = model.unembed_weight.to(dtype)
-    loss, nats = _SmoothedNats.apply(tellers.to(dtype), weight, model.logit_bias, tokens[:, 1:][mask[:, 1:]], smoothing)
+    targets = tokens[:, 1:][mask[:, 1:]]
+    loss, nats = _SummedNats.apply(
+        tellers.to(dtype), model.unembed_weight, model.logit_bias, targets, smoothing, z_weight
+    )
     return loss, nats
 
 
 class HasHead(Protocol):
-    """What gives logits: h W^T + b."""
+    """What gives logits: h W^T * scale + b."""
 
     @property
     def unembed_weight(self) -> Tensor: ...  # (V, D)
@@ -115,50 +123,63 @@ class HasHead(Protocol):
     @property
     def logit_bias(self) -> Tensor | None: ...  # (V,)
 
+    @property
+    def logit_scale(self) -> float: ...
 
-class _SmoothedNats(torch.autograd.Function):
-    """The sums of `smoothed_nats`; hidden (M, D), weight (V, D), bias (V,) or None, targets (M,) int64.
 
-    dloss / dz = softmax(z) - (1 - e) onehot(y) - e / V is at hand with the loss, and a sum scales all of it alike, so
-    the gradients are made on the way forward and no probability is kept.
+class _SummedNats(torch.autograd.Function):
+    """The sums of `summed_nats`; hidden (M, D), weight (V, D), bias (V,) or None, targets (M,) int64.
+
+    With p = softmax(z), Z the sum of exp(z), e the smoothing and w the weight of (log Z)^2: dloss / dz =
+    p (1 + 2 w log Z) - (1 - e) onehot(y) - e / V is at hand with the loss, and a sum scales all of it alike, so the
+    gradients are made on the way forward, a chunk at a time: neither logits nor probabilities are kept, in any dtype.
+    The products run in hidden's dtype; the weight's gradient is summed, and given, in float32.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, e: float, w: float
     ) -> tuple[Tensor, Tensor]:
-        vocab_size, learns = weight.shape[0], any(ctx.needs_input_grad)
+        vocab_size, of_hidden, of_weight, of_bias = len(weight), *ctx.needs_input_grad[:3]
         loss, nats = torch.zeros((), device=hidden.device), torch.zeros((), device=hidden.device)
-        d_hidden = torch.empty_like(hidden) if learns else None
-        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if learns else None
-        d_bias = torch.zeros(vocab_size, device=weight.device) if learns and bias is not None else None
+        d_hidden = torch.empty_like(hidden) if of_hidden else None
+        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if of_weight else None
+        d_bias = torch.zeros(vocab_size, device=weight.device) if of_bias else None
+        narrow_weight = weight.to(hidden.dtype)
         for rows in _chunks(hidden.shape[0], vocab_size, hidden.device):
-            logits, probabilities, normaliser = _distribution(hidden[rows], weight, bias)
+            logits, probabilities, normaliser = _distribution(hidden[rows], narrow_weight, bias)
             chosen = targets[rows, None]
             own = normaliser - logits.gather(1, chosen)  # (m, 1), -log p of the label
             nats += own.sum()
-            loss += (1 - smoothing) * own.sum() + smoothing * (normaliser.sum() - logits.sum() / vocab_size)
-            if d_hidden is None or d_weight is None:
+            loss += (1 - e) * own.sum() + w * normaliser.square().sum()
+            if e:
+                loss += e * (normaliser.sum() - logits.sum() / vocab_size)
+            if not (of_hidden or of_weight or of_bias):
                 continue
             # p - 1 from the log-probability, which in bfloat16 would be 0 for a p near 1
-            at_label = torch.expm1(-own) + smoothing * (1 - 1 / vocab_size)
-            d_logits = probabilities.sub_(smoothing / vocab_size).scatter_(1, chosen, at_label)
+            at_label = torch.expm1(-own) + e * (1 - 1 / vocab_size) + (2 * w) * normaliser * torch.exp(-own)
+            d_logits = probabilities.mul_(1 + 2 * w * normaliser) if w else probabilities
+            d_logits = (d_logits.sub_(e / vocab_size) if e else d_logits).scatter_(1, chosen, at_label)
             if d_bias is not None:
                 d_bias += d_logits.sum(dim=0)
             narrow = d_logits.to(hidden.dtype)
-            d_hidden[rows] = narrow @ weight
-            d_weight += narrow.t() @ hidden[rows]
+            if d_hidden is not None:
+                d_hidden[rows] = narrow @ narrow_weight
+            if d_weight is not None:
+                d_weight += narrow.t() @ hidden[rows]
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
-        ctx.dtype = weight.dtype
+        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         ctx.mark_non_differentiable(nats)
         return loss, nats
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight, d_bias = ctx.saved_tensors
-        scaled = None if d_bias is None else d_bias * gradient
-        return (d_hidden * gradient).to(d_hidden.dtype), (d_weight * gradient).to(ctx.dtype), scaled, None, None
+        of_weight, of_bias = ctx.dtypes
+        d_hidden = None if d_hidden is None else (d_hidden * gradient).to(d_hidden.dtype)
+        d_weight = None if d_weight is None else (d_weight * gradient).to(of_weight)
+        return d_hidden, d_weight, None if d_bias is None else (d_bias * gradient).to(of_bias), None, None, None
 
 
 class _LinearLogprobs(torch.autograd.Function):

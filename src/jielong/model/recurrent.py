@@ -60,6 +60,7 @@ class Recurrent(nn.Module):
     """
 
     logit_bias: Tensor | None = None
+    logit_scale: float = 1.0
 
     def __init__(self, config: RecurrentConfig) -> None:
         super().__init__()

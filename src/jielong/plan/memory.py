@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jielong.errors import UsageError
 from jielong.model.config import ModelConfig
-from jielong.model.kernels import PLAIN_LENGTH
+from jielong.model.kernels import KEPT_LENGTH
 from jielong.plan.count import count_parameters, num_cross_layers
 
 WEIGHT_BYTES = 4  # weights, gradients and both moments of AdamW are float32
@@ -85,14 +85,14 @@ def _kept_bytes(config: ModelConfig, length: int, compute_bytes: int, recompute:
 def _probabilities(config: ModelConfig, length: int, causal: bool) -> int:
     """Numbers a token and layer of the explicit attention: about half of all keys where the future is skipped.
 
-    It is explicit in rows up to PLAIN_LENGTH, and in all rows of a model whose scores are capped. Written out step by
+    It is explicit in rows up to KEPT_LENGTH, and in all rows of a model whose scores are capped. Written out step by
     step, for the cap or for dropout on its weights, it keeps more than one number a key. Longer rows with that dropout
     are counted as on a GPU; on a CPU torch's own kernel keeps the numbers for them too.
     """
     everything = config.num_heads * length
-    if config.attention_softcap or (config.attention_dropout and length <= PLAIN_LENGTH):
+    if config.attention_softcap or (config.attention_dropout and length <= KEPT_LENGTH):
         return 5 * everything // 2
-    if length > PLAIN_LENGTH:
+    if length > KEPT_LENGTH:
         return 0
     return config.num_heads * (length + 64) // 2 if causal else everything
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from jielong.data.batch import Batch
-from jielong.model.logprobs import check_mask, hidden_logprobs, scored_logprobs, smoothed_nats
+from jielong.model.logprobs import check_mask, summed_nats
 from jielong.model.recurrent import Recurrent
 from jielong.model.routing import Routing
 from jielong.model.structure import StructuredTransformer
@@ -29,8 +29,25 @@ def next_token(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tens
     Returns the sum over `batch.mask` of -log p(token | earlier tokens of its segment), a float32 scalar in nats, and
     no metrics. Its unit is one scored token.
     """
-    logprobs, _ = scored_logprobs(model, batch.tokens, batch.segments, batch.mask, entropy=False)
-    return -logprobs.sum(), {}
+    check_mask(batch.mask, batch.segments)
+    loss, _ = summed_nats(model, model.hidden(batch.tokens, batch.segments), batch.tokens, batch.mask)
+    return loss, {}
+
+
+def next_token_and_z(z_weight: float) -> Objective[Transformer, Batch]:
+    """`next_token` plus z_weight * (log Z)^2 for each scored token, Z the sum over the vocabulary of exp(logit).
+
+    metrics: label_nats, the negative log-likelihood alone, which is what `next_token` would have said.
+    Source: Chowdhery et al. 2022, arXiv:2204.02311, section 5, with 1e-4.
+    """
+
+    def objective(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        check_mask(batch.mask, batch.segments)
+        hidden = model.hidden(batch.tokens, batch.segments)
+        loss, nats = summed_nats(model, hidden, batch.tokens, batch.mask, z_weight=z_weight)
+        return loss, {"label_nats": nats}
+
+    return objective
 
 
 def next_token_of_experts(balance: float, router_z: float) -> Objective[Transformer, Batch]:
@@ -48,9 +65,9 @@ def next_token_of_experts(balance: float, router_z: float) -> Objective[Transfor
         check_mask(batch.mask, batch.segments)
         routing = Routing()
         hidden = model.hidden(batch.tokens, batch.segments, routing=routing)
-        logprobs, _ = hidden_logprobs(model, hidden, batch.tokens, batch.mask, entropy=False)
+        nats_sum, _ = summed_nats(model, hidden, batch.tokens, batch.mask)
         balance_loss, z_loss = routing.balance_loss(), routing.z_loss()
-        loss_sum = -logprobs.sum() + batch.num_units * (balance * balance_loss + router_z * z_loss)
+        loss_sum = nats_sum + batch.num_units * (balance * balance_loss + router_z * z_loss)
         metrics = {"router_balance": balance_loss, "router_z": z_loss, "router_peak": routing.shares().max()}
         return loss_sum, {name: batch.num_units * value.detach() for name, value in metrics.items()}
 
@@ -71,7 +88,7 @@ def translation(smoothing: float) -> Objective[Transformer | Recurrent, Batch]:
         else:
             memory = model.encode(batch.source, batch.source_segments)
             hidden = model.hidden_of(batch.tokens, batch.segments, memory, batch.source_segments)
-        loss, nats = smoothed_nats(model, hidden, batch.tokens, batch.mask, smoothing)
+        loss, nats = summed_nats(model, hidden, batch.tokens, batch.mask, smoothing)
         return loss, {"label_nats": nats}
 
     return objective
