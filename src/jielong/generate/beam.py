@@ -159,11 +159,7 @@ def beam_steps(
             ended.merge(normed[:, :beam], totals[:, :beam], step + 1, candidates[:, :beam])
         scores, chosen = totals.masked_fill(ends, -math.inf).topk(beam, dim=1)  # (B, K)
         done = _done(scores, ended.scores, step + 1, bounds, config)
-        # A sentence that is done is told at once, and goes on unheard until there are enough of them to be dropped.
-        for index, sentence in enumerate(sentences.tolist()):
-            if bool(done[index]) and not results[sentence]:
-                results[sentence] = ended.hypotheses(index, config.num_best)
-        told = torch.tensor([bool(results[sentence]) for sentence in sentences.tolist()])
+        told = _tell(results, sentences, done, ended, config.num_best)
         if bool(told.all()):
             break
         kept = (~told).nonzero()[:, 0] if 4 * int(told.sum()) >= len(told) else torch.arange(len(told))
@@ -179,6 +175,19 @@ def beam_steps(
         scores = scores[kept]
         yield None
     yield results
+
+
+def _tell(
+    results: list[list[Hypothesis]], sentences: Tensor, done: Tensor, ended: _Ended, num_best: int
+) -> Tensor:
+    """(B,) bool, which sentences have their results; one that is done gets them now.
+
+    It goes on unheard until there are enough of them to be dropped.
+    """
+    for index, sentence in enumerate(sentences.tolist()):
+        if bool(done[index]) and not results[sentence]:
+            results[sentence] = ended.hypotheses(index, num_best)
+    return torch.tensor([bool(results[sentence]) for sentence in sentences.tolist()])
 
 
 def _continuations(logits: Tensor, scores: Tensor, num_kept: int) -> tuple[Tensor, Tensor, Tensor]:

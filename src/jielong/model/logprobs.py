@@ -140,7 +140,8 @@ class _SummedNats(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, e: float, w: float
     ) -> tuple[Tensor, Tensor]:
-        vocab_size, of_hidden, of_weight, of_bias = len(weight), *ctx.needs_input_grad[:3]
+        vocab_size = len(weight)
+        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
         loss, nats = torch.zeros((), device=hidden.device), torch.zeros((), device=hidden.device)
         d_hidden = torch.empty_like(hidden) if of_hidden else None
         d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if of_weight else None

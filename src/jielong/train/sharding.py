@@ -125,7 +125,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module in modules:
-            module.set_reshard_after_forward(module is not model, recurse=False)
+            module.set_reshard_after_forward(id(module) != id(model), recurse=False)
             module.reshard()
 
 
