@@ -26,11 +26,13 @@ from jielong.train.optim import OptimizerConfig, build_optimizer
 from jielong.train.parallel import Layout, arranged, joined
 
 CPU = Runtime(device=torch.device("cpu"), dtype=torch.float32)
-STEPS, SAVED, MICRO = 50, 20, 4
+STEPS, SAVED, MICRO = 30, 12, 4
 LAYOUTS = {
     "full": Layout("full"),
     "untied": Layout("full"),
     "hybrid": Layout("hybrid"),
+    "recompute": Layout("full"),
+    "tensor": Layout("none", 2),
 }
 SIZES = {"vocab_size": 41, "max_length": 16, "width": 32, "decoder_layers": 2, "head_size": 8, "ffn_width": 48}
 
@@ -55,10 +57,11 @@ def rows(step: int) -> Iterator[Batch]:
 def learn(case: str, runtime: Runtime, folder: Path, start: Path | None = None) -> dict[str, list[float]]:
     """Train from the beginning, or from a checkpoint; save one on the way. The losses, gradient norms and weights."""
     model = model_of(case)
+    model.recompute = case == "recompute"
     skeleton = sharding.skeleton_of(model)
     if runtime.mesh is not None:
         sharding.shard(model, runtime)
-    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-3))
+    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-3), sharding.split_parameters(model))
     first = 0 if start is None else load_checkpoint(start, {"model": model}, {"optimizer": optimizer}, runtime)[0]
     found: dict[str, list[float]] = {"losses": [], "norms": []}
     for step in range(first, STEPS):
@@ -69,7 +72,7 @@ def learn(case: str, runtime: Runtime, folder: Path, start: Path | None = None) 
         if step + 1 == SAVED and start is None:
             save_checkpoint(folder / case, SAVED, {"model": model}, {"optimizer": optimizer}, {}, runtime=runtime)
     if runtime.mesh is not None:
-        sharding.unshard(model, skeleton)
+        sharding.unshard(model, skeleton, runtime)
     assert type(model) is Transformer
     with torch.no_grad():
         found["logits"] = model(torch.arange(16)[None]).flatten().tolist()
@@ -180,7 +183,7 @@ def test_a_skeleton_has_no_memory_and_the_same_parts() -> None:
         (name, p.shape) for name, p in model.named_parameters()
     ]
     want = model(torch.arange(8)[None])
-    sharding.unshard(model, skeleton)
+    sharding.unshard(model, skeleton, CPU)
     assert torch.equal(model(torch.arange(8)[None]), want)
 
 

@@ -64,12 +64,13 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
+        self.shared: Callable[[Tensor], Tensor] = identity  # sums the weight's gradient where heads are in parts
 
     def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         if not torch.is_grad_enabled():  # the same, without the ceremony that takes longer than the norm of one token
             wide, scale = _wide_and_scale(x, self.eps)
             return (wide * scale).mul_(self.weight).to(dtype or x.dtype)
-        output: Tensor = _RMSNorm.apply(x, self.weight, self.eps, dtype or x.dtype)
+        output: Tensor = _RMSNorm.apply(x, self.shared(self.weight), self.eps, dtype or x.dtype)
         return output
 
 

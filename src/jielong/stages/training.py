@@ -88,72 +88,63 @@ def train(
     Side effects: metrics.jsonl and checkpoints/ in the stage's folder. Raises TrainingError when a loss is
     not finite.
     """
-    learned = model if learned is None else learned
-    with placed(context, model, learned):
-        totals = _learn(context, model, objective, batches, num_steps, evaluate, learned)
-    model.eval()
-    return totals
-
-
-def _learn(
-    context: Context,
-    model: torch.nn.Module,
-    objective: Objective,
-    batches: Callable[[int], list[Any]],
-    num_steps: int,
-    evaluate: Callable[[int], dict[str, float]] | None,
-    learned: torch.nn.Module,
-) -> Totals:
-    """`train`, once the model is where it learns."""
     settings: Optimisation = context.settings
     runtime = context.runtime
-    optimizer = build_optimizer(model, optimizer_config(settings))
-    totals = _resume(context, learned, optimizer)
-    context.metrics.truncate(totals.steps)
-    context.progress.start(context.name, num_steps)
+    learned = model if learned is None else learned
 
     def own(step: int) -> list[Any]:
         return batches(step)[runtime.rank :: runtime.world_size]
 
-    config = FitConfig(clip=settings.clip, start=totals.steps, num_steps=num_steps)
-    mark = time.monotonic()
-    for stats in fit(model, optimizer, own, objective, _rate(settings, num_steps), runtime, config):
-        totals.steps, totals.tokens = stats.step, totals.tokens + stats.num_tokens
-        totals.seconds += time.monotonic() - mark
-        last = stats.step == num_steps
-        due = evaluate is not None and (last or stats.step % settings.evaluate_every == 0)
-        found_figures = evaluate(stats.step) if evaluate is not None and due else {}
-        _record(context, totals, stats, found_figures, num_steps)
-        if not last and stats.step % settings.checkpoint_every == 0:
-            state = {"tokens": totals.tokens, "seconds": totals.seconds, "last_loss": totals.last_loss}
-            models, optimizers = {"model": learned}, {"optimizer": optimizer}
-            save_checkpoint(context.checkpoints, stats.step, models, optimizers, state, runtime=runtime)
+    with placed(context, model, learned) as optimizer:
+        totals = _resume(context, learned, optimizer)
+        context.metrics.truncate(totals.steps)
+        context.progress.start(context.name, num_steps)
+        config = FitConfig(clip=settings.clip, start=totals.steps, num_steps=num_steps)
         mark = time.monotonic()
+        for stats in fit(model, optimizer, own, objective, _rate(settings, num_steps), runtime, config):
+            totals.steps, totals.tokens = stats.step, totals.tokens + stats.num_tokens
+            totals.seconds += time.monotonic() - mark
+            last = stats.step == num_steps
+            due = evaluate is not None and (last or stats.step % settings.evaluate_every == 0)
+            found_figures = evaluate(stats.step) if evaluate is not None and due else {}
+            _record(context, totals, stats, found_figures, num_steps)
+            if not last and stats.step % settings.checkpoint_every == 0:
+                _save(context, totals, learned, optimizer)
+            mark = time.monotonic()
+    model.eval()
     return totals
 
 
 @contextmanager
-def placed(context: Context, model: torch.nn.Module, learned: torch.nn.Module) -> Iterator[None]:
-    """Within the block the model lies as [run] says: shared out over the processes or not. Then it is whole again.
+def placed(context: Context, model: torch.nn.Module, learned: torch.nn.Module) -> Iterator[torch.optim.Optimizer]:
+    """Within the block the model lies as [run] says, shared out over the processes or not; then it is whole again.
 
-    learned: as for `train`; it goes along. Raises UsageError for what cannot be shared out, TrainingError when the
-    processes do not begin with the same weights.
+    learned: as for `train`; it goes along. Yields its optimizer. Raises UsageError for what cannot be shared out,
+    TrainingError when the processes do not begin with the same weights.
     """
-    run, runtime = context.recipe.run, context.runtime
+    config, runtime = optimizer_config(context.settings), context.runtime
     if isinstance(model, Transformer):
-        model.recompute = run.recompute
+        model.recompute = context.recipe.run.recompute
     check_equal_weights(model, runtime)
     if runtime.mesh is None:
-        yield
+        yield build_optimizer(model, config)
         return
     from jielong.train import sharding  # here: it takes seconds to import, see there
 
+    transformer = sharding.shardable(model, config)
     skeleton = sharding.skeleton_of(model)
-    sharding.shard(sharding.shardable(model, optimizer_config(context.settings)), runtime)
+    sharding.shard(transformer, runtime)
     sharding.rebind(learned, model)
-    yield
-    sharding.unshard(model, skeleton)
+    yield build_optimizer(model, config, sharding.split_parameters(model))
+    sharding.unshard(transformer, skeleton, runtime)
     sharding.rebind(learned, model)
+
+
+def _save(context: Context, totals: Totals, learned: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """A checkpoint of this step; every process calls it."""
+    state = {"tokens": totals.tokens, "seconds": totals.seconds, "last_loss": totals.last_loss}
+    models, optimizers = {"model": learned}, {"optimizer": optimizer}
+    save_checkpoint(context.checkpoints, totals.steps, models, optimizers, state, runtime=context.runtime)
 
 
 def _rate(settings: Optimisation, num_steps: int) -> Callable[[int], float]:

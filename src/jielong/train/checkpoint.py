@@ -99,7 +99,7 @@ def _save_shards(
     from jielong.train.shards import named_tensors, write_shards  # here: it takes seconds to import
 
     tensors = named_tensors(models, optimizers)
-    text = _as_text({**description, "tensors": {}, "shards": len(tensors)})
+    text = _as_text({**description, "tensors": {}, "shards": len(tensors), "tensor_parallel": runtime.tensor_size})
     if runtime.process == 0:
         with appearing(target, sum(tensor.nbytes for tensor in tensors.values())) as unfinished:
             wait_for_all(runtime)
@@ -126,6 +126,7 @@ def load_checkpoint(
     for tensors whose names or shapes do not fit.
     """
     description = _read_description(path)
+    _check_parts(path, description, 1 if runtime is None else runtime.tensor_size)
     if "shards" in description:
         restored = _load_shards(path, models, optimizers, description)
     else:
@@ -134,6 +135,16 @@ def load_checkpoint(
         optimizer.load_state_dict(restored[name])
     torch.set_rng_state(torch.tensor(list(bytes.fromhex(description["torch_rng"])), dtype=torch.uint8))
     return int(description["step"]), dict(description["state"])
+
+
+def _check_parts(path: Path, description: dict[str, Any], parts: int) -> None:
+    """Raises CheckpointError when layers were cut into another number of parts: the rows of their matrices differ."""
+    saved = description.get("tensor_parallel", 1)
+    if saved != parts:
+        raise CheckpointError(
+            f"{path} was saved with [run] tensor_parallel = {saved}, now it is {parts}. Go on with run.tensor_parallel "
+            f"= {saved}; another number of processes, and another run.sharding, are fine"
+        )
 
 
 def _load_whole(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,18 +43,26 @@ class OptimizerConfig:
                 raise UsageError(f"optimizer: {name} = {value} must be {legal}")
 
 
-def decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
+def decay_groups(
+    parameters: list[nn.Parameter], weight_decay: float, apart: Collection[nn.Parameter] = ()
+) -> list[dict[str, object]]:
     """Two parameter groups: matrices (two or more dimensions) with decay, vectors (norms, biases) without.
+
+    Those in `apart` make two groups of their own, before the others: a fused optimizer takes no group of tensors that
+    are spread differently over processes.
 
     Embeddings are matrices and are decayed like the rest: tied to the output they are the unembedding as well, and
     decay bounds logits whose training tokens are few. GPT-2's and
     Llama's recipes do it too, so figures compare. Frozen parameters are left out.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    groups: list[dict[str, object]] = [
-        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
-    ]
+    chosen = {id(parameter) for parameter in apart}
+    groups: list[dict[str, object]] = []
+    for alike in ([p for p in trained if id(p) in chosen], [p for p in trained if id(p) not in chosen]):
+        groups += [
+            {"params": [parameter for parameter in alike if parameter.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [parameter for parameter in alike if parameter.ndim < 2], "weight_decay": 0.0},
+        ]
     return [group for group in groups if group["params"]]
 
 
@@ -104,17 +113,21 @@ class MuonAdamW(torch.optim.Optimizer):
         self._share()
 
 
-def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    groups = decay_groups(parameters, config.weight_decay)
+def _adamw(
+    parameters: list[nn.Parameter], config: OptimizerConfig, apart: Collection[nn.Parameter] = ()
+) -> torch.optim.AdamW:
+    groups = decay_groups(parameters, config.weight_decay, apart)
     return torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
     )
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, apart: Collection[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
     """Fused AdamW over the trainable parameters of `model`, with Muon for its layers' matrices where config says so.
 
-    Each group remembers its peak as `initial_lr`. A tied matrix is trained once.
+    Each group remembers its peak as `initial_lr`. A tied matrix is trained once. apart: as for decay_groups.
     Raises UsageError when nothing is trainable, or when there is no matrix for Muon.
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101 (decoupled decay: it is scaled by the learning rate).
     """
@@ -123,7 +136,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         raise UsageError("optimizer: the model has no trainable parameter (all have requires_grad = False)")
     optimizer: torch.optim.Optimizer
     if config.matrix_learning_rate is None:
-        optimizer = _adamw(trained, config)
+        optimizer = _adamw(trained, config, apart)
     else:
         matrices = layer_matrices(model)
         if not matrices:

@@ -26,6 +26,8 @@ from jielong.runtime import Runtime
 from jielong.train.lora import Adapter
 from jielong.train.optim import OptimizerConfig
 from jielong.train.parallel import sum_tensors, total_of_all
+from jielong.train.tensor_parallel import in_own_order, split
+from jielong.train.tensor_parallel import split_parameters as split_parameters
 
 ENTRANCES = ("hidden", "encode")  # methods that objectives call in place of `forward`
 
@@ -57,11 +59,16 @@ def shardable(model: nn.Module, config: OptimizerConfig) -> Transformer:
 def shard(model: Transformer, runtime: Runtime) -> None:
     """Share the weights out, in place: each layer on its own, and all else (embeddings, norm, head) together.
 
+    Before that, layers are cut into parts where the runtime says so (see tensor_parallel).
+
     With bfloat16 the layers are gathered, and compute, in it; gradients are summed in float32, and what is learned
     stays float32. Embeddings and head are gathered in float32, since the residual stream begins with them.
     """
-    mesh = _weights_mesh(runtime)
-    if mesh.size() == 1:
+    assert runtime.mesh is not None
+    if runtime.tensor_size > 1:
+        split(model, runtime.mesh["tensor"])
+    mesh = _weights_mesh(runtime.mesh)
+    if runtime.mesh["shard"].size() == 1:
         return
     narrow = None if runtime.dtype == torch.float32 else runtime.dtype
     # Inputs stay as they are: the residual stream is float32, and its norms read it so.
@@ -76,12 +83,9 @@ def shard(model: Transformer, runtime: Runtime) -> None:
         register_fsdp_forward_method(model, name)
 
 
-def _weights_mesh(runtime: Runtime) -> DeviceMesh:
+def _weights_mesh(mesh: DeviceMesh) -> DeviceMesh:
     """Whom the weights are shared out to: ("shard",), or ("replicate", "shard") where there are several replicas."""
-    assert runtime.mesh is not None
-    if runtime.mesh["shard"].size() == 1 or runtime.mesh["replicate"].size() == 1:
-        return runtime.mesh["shard"]
-    return runtime.mesh["replicate", "shard"]
+    return mesh["shard"] if mesh["replicate"].size() == 1 else mesh["replicate", "shard"]
 
 
 def sharded_modules(model: nn.Module) -> list[FSDPModule]:
@@ -90,7 +94,7 @@ def sharded_modules(model: nn.Module) -> list[FSDPModule]:
 
 
 @torch.no_grad()
-def unshard(model: nn.Module, skeleton: nn.Module) -> None:
+def unshard(model: Transformer, skeleton: nn.Module, runtime: Runtime) -> None:
     """Make the model what it was before `shard`, in place, with what it has learned; every process has all of it.
 
     skeleton: `skeleton_of` the model as it was. All processes call this.
@@ -99,6 +103,7 @@ def unshard(model: nn.Module, skeleton: nn.Module) -> None:
     empty = dict(skeleton.named_parameters())
     for name, parameter in model.named_parameters():
         whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+        whole = in_own_order(name, whole, model.config, runtime.tensor_size)
         places[id(empty[name])] = nn.Parameter(whole, parameter.requires_grad)
     for module in skeleton.modules():
         for name, place in module.named_parameters(recurse=False):
@@ -124,8 +129,8 @@ def gathered(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module in modules:
-            module.set_reshard_after_forward(id(module) != id(model), recurse=False)
+        for number, module in enumerate(modules):
+            module.set_reshard_after_forward(number > 0, recurse=False)
             module.reshard()
 
 
