@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,7 +73,7 @@ def train(
     context: Context,
     model: torch.nn.Module,
     objective: Objective,
-    batches: Callable[[int], list[Any]],
+    batches: Callable[[int], Sequence[Any]],
     num_steps: int,
     evaluate: Callable[[int], dict[str, float]] | None = None,
     learned: torch.nn.Module | None = None,
@@ -96,7 +96,7 @@ def train(
     context.progress.start(context.name, num_steps)
 
     def own(step: int) -> list[Any]:
-        return batches(step)[runtime.rank :: runtime.world_size]
+        return list(batches(step)[runtime.rank :: runtime.world_size])
 
     check_equal_weights(model, runtime)
     config = FitConfig(clip=settings.clip, start=totals.steps, num_steps=num_steps)
