@@ -24,8 +24,10 @@ from jielong.align.learner import build_learner
 from jielong.align.ppo import optimise
 from jielong.align.settings import PPOConfig
 from jielong.data.batch import Batch
-from jielong.data.loader import RowLoader
-from jielong.data.pack import Rows, pack_examples
+from jielong.data.loader import RowLoader, RowSource
+from jielong.data.pack import pack_examples
+from jielong.data.shards import open_streams
+from jielong.data.stream import StreamRows
 from jielong.generate.engine import Completion
 from jielong.model.transformer import Transformer
 from jielong.runtime import derive_seed
@@ -105,7 +107,10 @@ def run_ppo(
 def text_beside(setting: Setting, config: PPOConfig, source: str) -> Callable[[int], Batch]:
     """Rows for PPO-ptx, as the ppo stage takes them: of the pre-training corpus, or conversations of the sft stage."""
     if source == "pretrain":
-        rows = Rows.load(setting.stage("pretrain") / "rows.safetensors")
+        tokenizer = setting.tokenizer
+        streams = open_streams(setting.stage("pretrain") / "tokens", tokenizer.hash, tokenizer.vocab_size)
+        context_tokens = setting.settings("pretrain").context_tokens
+        rows: RowSource = StreamRows(list(streams.values()), context_tokens, tokenizer.vocab_size)
     else:
         sft = setting.settings("sft")
         records = setting.world.conversations(sft.num_conversations, "train")
@@ -118,7 +123,7 @@ def text_beside(setting: Setting, config: PPOConfig, source: str) -> Callable[[i
 
 def _learn(
     setting: Setting, judge: Judge, policy: Transformer, objective: Objective[Any, Any],
-    batches: Callable[[int], list[Any]], rate: float, marks: Sequence[int],
+    batches: Callable[[int], Sequence[Any]], rate: float, marks: Sequence[int],
 ) -> list[Result]:  # fmt: skip
     """Train for marks[-1] steps; a point at each mark. Seconds from the first step on."""
     num_steps = marks[-1]

@@ -160,6 +160,11 @@ def environment(runtime: Runtime) -> dict[str, object]:
     }
 
 
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def memory_bytes(device: torch.device) -> int:
     """Memory of the accelerator, or of the machine; 0 where the system does not tell."""
     if device.type == "cuda":

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jielong.data.loader import RowLoader
+from jielong.data.batch import Batch
+from jielong.data.loader import MixedOrder, RowLoader, RowOrder
 from jielong.data.pack import Rows, pack_stream
 from jielong.errors import DataError, UsageError
 
@@ -54,6 +55,72 @@ def test_a_step_does_not_depend_on_the_steps_asked_before(steps: list[int]) -> N
     for step in steps:
         fresh = RowLoader(rows, 2, 5, accumulate=3)
         assert torch.equal(used.indices(step), fresh.indices(step))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    data=st.data(),
+    group=st.integers(1, 20),
+    seed=st.integers(0, 1000),
+)
+def test_mixed_sources_each_visit_their_rows_once_an_epoch(
+    sizes: list[int], data: st.DataObject, group: int, seed: int
+) -> None:
+    weights = data.draw(st.lists(st.floats(0.2, 5.0), min_size=len(sizes), max_size=len(sizes)))
+    order = MixedOrder(sizes, weights, group, seed)
+    sequence = torch.cat([order.indices(step) for step in range(400 // group)]).tolist()
+    first = 0
+    for size, weight in zip(sizes, weights, strict=True):
+        mine = [row - first for row in sequence if first <= row < first + size]
+        for epoch in range(len(mine) // size):
+            assert sorted(mine[epoch * size : (epoch + 1) * size]) == list(range(size))
+        assert abs(len(mine) - len(sequence) * weight / sum(weights)) < 2
+        first += size
+
+
+@settings(max_examples=50, deadline=None)
+@given(steps=st.lists(st.integers(0, 500), min_size=1, max_size=10), group=st.integers(1, 12))
+def test_a_mixed_step_does_not_depend_on_the_steps_asked_before(steps: list[int], group: int) -> None:
+    used = MixedOrder([7, 100, 1], [1.0, 2.0, 0.5], group, 3)
+    for step in steps:
+        assert torch.equal(used.indices(step), MixedOrder([7, 100, 1], [1.0, 2.0, 0.5], group, 3).indices(step))
+
+
+@settings(max_examples=30, deadline=None)
+@given(step=st.integers(0, 1 << 40), num_rows=st.integers(1 << 20, 1 << 45))
+def test_the_order_of_a_corpus_of_any_size_is_there_at_once(step: int, num_rows: int) -> None:
+    """Nothing is stored for its rows, nor for the steps before."""
+    rows = RowOrder(num_rows, 8, 1).indices(step)
+    assert len(rows) == 8 and 0 <= int(rows.min()) and int(rows.max()) < num_rows
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_the_same_rows_make_a_step_whatever_the_number_of_processes(world_size: int) -> None:
+    """And each process makes only those that it takes."""
+    made: list[int] = []
+
+    class Watched:
+        row_tokens = num_tokens = 3
+
+        def __len__(self) -> int:
+            return 100
+
+        def batch(self, indices: torch.Tensor) -> Batch:
+            made.extend(indices.tolist())
+            return numbered(100).batch(indices)
+
+    loader = RowLoader(Watched(), 8 // world_size, 3, 2 * world_size, ([60, 40], [1.0, 3.0]))
+    whole = RowLoader(numbered(100), 8, 3, 2, ([60, 40], [1.0, 3.0]))
+    for step in (0, 7):
+        shares = []
+        for rank in range(world_size):
+            made.clear()
+            shares.append(loader.batches(step)[rank::world_size])
+            assert len(made) == 16 // world_size
+        dealt = [shares[place % world_size][place // world_size] for place in range(2 * world_size)]
+        rows = torch.cat([batch.tokens for batch in dealt])
+        assert torch.equal(rows, torch.cat([batch.tokens for batch in whole.batches(step)]))
 
 
 def test_accumulation_only_cuts_the_same_rows_differently() -> None:

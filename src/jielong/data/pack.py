@@ -54,6 +54,11 @@ class Rows:
         return self.tokens.shape[0]
 
     @property
+    def row_tokens(self) -> int:
+        """T, padding included."""
+        return self.tokens.shape[1]
+
+    @property
     def num_tokens(self) -> int:
         """Tokens that are not padding."""
         return int((self.segments > 0).sum())

@@ -127,10 +127,32 @@ def _check_sources(recipe: Recipe, where: str) -> None:
             raise RecipeError(f"{where} [{stage.name}]: sources is empty; name one or more of {', '.join(legal)}")
         if stage.kind in ("translate", "tokenizer"):
             _check_pairs(recipe, stage, f"{where} [{stage.name}]")
+        if stage.kind == "pretrain" and stage.settings.mixture is not None:
+            _check_mixture(recipe, stage, f"{where} [{stage.name}]")
     used = {name for stage in recipe.stages for name in named_sources(stage)}
     for name in declared:
         if name not in used:
             raise RecipeError(f"{where} [data.sources.{name}]: no stage names it in its sources, so it has no effect")
+
+
+def _check_mixture(recipe: Recipe, stage: Stage, here: str) -> None:
+    """Every source of the corpus has its weight, and nothing else has."""
+    before = recipe.stages[: recipe.stages.index(stage)]
+    sources = [other for other in before if other.kind == "curate"][-1].settings.sources
+    for name in stage.settings.mixture:
+        if name not in sources:
+            guess = nearest(name, sources)
+            hint = f"; did you mean '{guess}'?" if guess else ""
+            raise RecipeError(
+                f"{here}: mixture names '{name}', which the curate stage before it does not read{hint} (legal: "
+                f"{', '.join(sources)})"
+            )
+    for name in sources:
+        if name not in stage.settings.mixture:
+            raise RecipeError(
+                f"{here}: mixture has no weight for '{name}', which the curate stage before it reads; give it one, or "
+                "take the source out of the curation"
+            )
 
 
 def _check_pairs(recipe: Recipe, stage: Stage, here: str) -> None:

@@ -14,6 +14,7 @@ from pydantic import Field, WrapValidator, create_model, model_validator
 
 from jielong.config import Settings
 from jielong.data.curate import CurateConfig
+from jielong.data.mixture import check_weights
 from jielong.data.sources import Source
 from jielong.data.votes import MAX_BAD_FRACTION
 from jielong.errors import ModelError, UsageError
@@ -209,10 +210,14 @@ class PretrainSettings(Optimisation):
 
     model: ModelSettings
     context_tokens: Annotated[int, Field(ge=8)]
+    mixture: dict[str, Positive] | None = None  # source -> weight; without it each source counts by its size
     start: Literal["random", "induction"] = "random"  # induction: with a circuit that copies, see model/induction.py
 
     @model_validator(mode="after")
     def _check_start(self) -> PretrainSettings:
+        if self.mixture is not None:
+            weights = self.mixture
+            translated(lambda: check_weights(weights))
         if self.start == "induction":
             config = ModelConfig(vocab_size=263, max_length=self.context_tokens, **self.model.sizes())
             translated(lambda: check_induction(config))

@@ -15,7 +15,6 @@ from jielong.align.rollout import fitting_prompts
 from jielong.align.settings import GRPOConfig, PPOConfig
 from jielong.data.batch import Batch
 from jielong.data.loader import RowLoader
-from jielong.data.pack import Rows
 from jielong.errors import ModelError
 from jielong.evaluate.skills import check
 from jielong.folder import load, save
@@ -24,6 +23,7 @@ from jielong.model.transformer import Transformer
 from jielong.stages.context import Context
 from jielong.stages.instruction import conversation_rows, conversations
 from jielong.stages.judging import Prompt, alignment_tax, compare, heldout_prompts, watcher
+from jielong.stages.tokens import corpus_rows, mixed
 from jielong.stages.training import settle
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
@@ -158,10 +158,13 @@ def _unaveraged(
 def _text_batches(context: Context, tokenizer: Tokenizer, max_length: int) -> Callable[[int], Batch]:
     """Step of the policy -> rows for PPO-ptx, of the pre-training corpus or of the conversations of the sft stage."""
     settings = context.settings
+    num_rows = settings.ptx_rows or settings.minibatch_rows
     if settings.ptx_source == "pretrain":
-        rows = Rows.load(context.folder_of("pretrain") / "rows.safetensors")
+        pretrain = context.sibling("pretrain")
+        corpus = corpus_rows(pretrain, tokenizer)
+        loader = RowLoader(corpus, min(num_rows, len(corpus)), context.seed, mixed=mixed(pretrain, corpus))
     else:
         sft = context.sibling("sft")
         rows = conversation_rows(conversations(sft, [])[0], tokenizer, max_length, sft.settings.packed)
-    loader = RowLoader(rows, min(settings.ptx_rows or settings.minibatch_rows, len(rows)), context.seed)
+        loader = RowLoader(rows, min(num_rows, len(rows)), context.seed)
     return lambda step: loader.batches(step)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -181,19 +181,29 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def write_jsonl(path: Path, records: Iterable[object]) -> int:
-    """Write one JSON object a line through a temporary file; returns how many."""
+@contextmanager
+def writing_jsonl(path: Path) -> Iterator[Callable[[object], None]]:
+    """Within the block: a function that adds one JSON object as a line. After it, the file is in its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
-    count = 0
     with open(temporary, "w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            count += 1
+        yield lambda record: print(json.dumps(record, ensure_ascii=False), file=file)
     temporary.replace(path)
-    return count
+
+
+def write_jsonl(path: Path, records: Iterable[object]) -> None:
+    """Write one JSON object a line through a temporary file."""
+    with writing_jsonl(path) as write:
+        for record in records:
+            write(record)
+
+
+def each_jsonl(path: Path) -> Iterator[Any]:
+    """The records of a file one after another, whatever its size."""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    return list(each_jsonl(path))

@@ -13,7 +13,7 @@ from jielong.data.sources import Document, read_documents
 from jielong.data.world import SKILLS
 from jielong.errors import DataError
 from jielong.recipe.settings import MAX_QUESTIONS_PER_SKILL
-from jielong.stages.context import Context, read_jsonl, write_json, write_jsonl
+from jielong.stages.context import Context, each_jsonl, write_json, writing_jsonl
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
 
@@ -40,19 +40,16 @@ def run_curate(context: Context) -> dict[str, Any]:
             if not skill.startswith("facts"):
                 prompts += [question["messages"][-1]["content"] for question in questions]
     ledger, kept = curate(_documents(context, "train"), settings.rules(), prompts)
-    heldout: list[Document] = []
-
-    def training() -> Iterator[dict[str, str]]:
+    num_train = num_heldout = 0
+    paths = context.folder / "documents.jsonl", context.folder / "heldout.jsonl"
+    with writing_jsonl(paths[0]) as write_training, writing_jsonl(paths[1]) as write_heldout:
         for document in kept:
             for part, is_heldout in _split(document, settings, context.recipe.data.sources):
-                if is_heldout:
-                    heldout.append(part)
-                else:
-                    yield asdict(part)
-
-    num_train = write_jsonl(context.folder / "documents.jsonl", training())
-    heldout += list(_documents(context, "heldout"))
-    num_heldout = write_jsonl(context.folder / "heldout.jsonl", (asdict(document) for document in heldout))
+                (write_heldout if is_heldout else write_training)(asdict(part))
+                num_train, num_heldout = num_train + (not is_heldout), num_heldout + is_heldout
+        for document in _documents(context, "heldout"):
+            write_heldout(asdict(document))
+            num_heldout += 1
     if num_train == 0 or num_heldout == 0:
         raise DataError(
             f"[{context.name}] kept {num_train} training and {num_heldout} held-out documents of "
@@ -133,15 +130,15 @@ def run_tokenizer(context: Context) -> dict[str, Any]:
     }
 
 
-def _kept_text(context: Context) -> tuple[list[str], list[tuple[str, str]]]:
-    """Curated documents, and (text, language) of the held-out ones."""
+def _kept_text(context: Context) -> tuple[Iterable[str], Iterable[tuple[str, str]]]:
+    """Curated documents, and (text, language) of the held-out ones, read as they are asked for."""
     corpus = context.folder_of("curate")
-    texts = [record["text"] for record in read_jsonl(corpus / "documents.jsonl")]
-    heldout = [(record["text"], record["language"]) for record in read_jsonl(corpus / "heldout.jsonl")]
+    texts = (record["text"] for record in each_jsonl(corpus / "documents.jsonl"))
+    heldout = ((record["text"], record["language"]) for record in each_jsonl(corpus / "heldout.jsonl"))
     return texts, heldout
 
 
-def _sentences(context: Context) -> tuple[list[str], list[tuple[str, str]]]:
+def _sentences(context: Context) -> tuple[Iterable[str], Iterable[tuple[str, str]]]:
     """Sentences of parallel text, all languages together; every so manieth measures and is not learned from."""
     found = [pair for name in context.settings.sources for pair in read_sentences(context.source(name), context.root)]
     if len(found) < 2:

@@ -12,7 +12,7 @@ from jielong.evaluate.skills import exact_match
 from jielong.evaluate.tasks import read_items
 from jielong.folder import load
 from jielong.generate.engine import Engine
-from jielong.stages.context import Context, read_jsonl, write_json, write_jsonl
+from jielong.stages.context import Context, each_jsonl, write_json, write_jsonl
 from jielong.stages.corpus import askable, evaluation_questions
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
@@ -99,7 +99,7 @@ def _benchmarks(context: Context, results: dict[str, list[Result]]) -> dict[str,
 
 
 def _training_texts(context: Context) -> Iterator[str]:
-    return (record["text"] for record in read_jsonl(context.folder_of("curate") / "documents.jsonl"))
+    return (record["text"] for record in each_jsonl(context.folder_of("curate") / "documents.jsonl"))
 
 
 def check_prompts(prompts: Sequence[str], tokenizer: Tokenizer, context_tokens: int) -> None:

@@ -104,6 +104,8 @@ def stage_hash(recipe: Recipe, stage: Stage, inputs: Inputs, before: str) -> str
     settings = stage.settings.model_dump(mode="json")
     if stage_votes(stage) is None:  # no trace: what was made before a recipe could name votes is as good as ever
         settings.pop("votes", None)
+    if stage.kind == "pretrain" and stage.settings.mixture is None:  # nor before it could mix by weight
+        settings.pop("mixture")
     content = {"name": stage.name, "kind": stage.kind, "settings": settings, "before": before}
     if inputs:
         content["inputs"] = inputs

@@ -1,7 +1,12 @@
-"""The stage `pretrain`: a decoder learns to continue the curated text."""
+"""The stage `pretrain`: a decoder learns to continue the curated text.
+
+Nothing that it holds grows with the corpus: training rows come from token shards, and of a large corpus the baselines
+count, and the evaluation measures, a part that is spread over all of it.
+"""
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +21,16 @@ from jielong.model.induction import plant_induction
 from jielong.model.transformer import Transformer
 from jielong.plan.cost import flops_per_token, probe_flops
 from jielong.plan.count import count_parameters
-from jielong.stages.context import Context, read_jsonl, write_json
+from jielong.stages.context import Context, each_jsonl, write_json
 from jielong.stages.evaluation import check_prompts
+from jielong.stages.tokens import corpus_rows, encode_tokens, mixed
 from jielong.stages.training import micro_batches, train
 from jielong.tokenizer import Tokenizer
 from jielong.train.objectives import next_token
+
+# Beyond these, every n-th row or document is taken: n-grams of more tokens, and longer held-out text, would not fit.
+NGRAM_TOKENS = 1 << 24
+HELDOUT_BYTES = 1 << 26
 
 
 def model_config(settings: Any, vocab_size: int) -> ModelConfig:
@@ -35,8 +45,9 @@ def run_pretrain(context: Context) -> dict[str, Any]:
     check_prompts(context.recipe.evaluation_prompts, tokenizer, settings.context_tokens)
     corpus = context.folder_of("curate")
     with context.leader_first():
-        rows = encoded_rows(context, tokenizer, corpus / "documents.jsonl", "rows.safetensors")
-        heldout = encoded_rows(context, tokenizer, corpus / "heldout.jsonl", "heldout.safetensors")
+        encode_tokens(context)
+        heldout = heldout_rows(context, tokenizer, corpus / "heldout.jsonl")
+    rows = corpus_rows(context, tokenizer)
     heldout_bytes = scored_bytes(heldout, tokenizer)
     config = model_config(settings, tokenizer.vocab_size)
     model = Transformer(config)
@@ -45,7 +56,7 @@ def run_pretrain(context: Context) -> dict[str, Any]:
     if settings.start == "induction":
         plant_induction(model, generator)
     num_rows, num_micro = micro_batches(context)
-    loader = RowLoader(rows, num_rows, context.seed, num_micro)
+    loader = RowLoader(rows, num_rows, context.seed, num_micro, mixed(context, rows))
     num_steps = settings.steps(loader.num_steps_per_epoch)
 
     def evaluate(_step: int) -> dict[str, float]:
@@ -56,7 +67,8 @@ def run_pretrain(context: Context) -> dict[str, Any]:
     save(model, tokenizer, context.folder / "model", context.provenance(totals.steps))
     write_json(context.folder / "samples.json", _continuations(context, model, tokenizer, corpus / "heldout.jsonl"))
     context.progress.say(f"{context.name}: counting n-grams for the baselines")
-    grams = fit_ngram(rows, 5, tokenizer.vocab_size)
+    counted = rows.sample(NGRAM_TOKENS)
+    grams = fit_ngram(counted, 5, tokenizer.vocab_size)
     flops = flops_per_token(config, settings.context_tokens) * totals.tokens_per_second
     return {
         **evaluate(totals.steps),
@@ -66,19 +78,20 @@ def run_pretrain(context: Context) -> dict[str, Any]:
         "model_flops_per_second": flops,
         "mfu": flops / probe_flops(context.runtime),
         "tokens_seen": totals.tokens,
-        "training_tokens": int(rows.mask.sum()),
+        "training_tokens": rows.num_scored,
+        "ngram_tokens": counted.num_scored,
         "parameters": sum(count_parameters(config).values()),
         "steps": totals.steps,
     }
 
 
-def encoded_rows(context: Context, tokenizer: Tokenizer, documents: Path, cache: str) -> Rows:
-    """The documents of a jsonl file as packed rows, encoded once and kept beside the stage's other files."""
-    path = context.folder / cache
+def heldout_rows(context: Context, tokenizer: Tokenizer, documents: Path) -> Rows:
+    """The held-out documents as packed rows, encoded once and kept beside the stage's other files."""
+    path = context.folder / "heldout.safetensors"
     if path.exists():
         return Rows.load(path)
-    context.progress.say(f"{context.name}: encoding {documents.name}")
-    texts = [record["text"] for record in read_jsonl(documents)]
+    every = -(-documents.stat().st_size // HELDOUT_BYTES)
+    texts = [record["text"] for record in islice(each_jsonl(documents), 0, None, every)]
     ids = (tokenizer.document(piece) for piece in tokenizer.encode_batch(texts))
     rows = pack_stream(ids, context.settings.context_tokens)
     rows.save(path)
@@ -87,7 +100,7 @@ def encoded_rows(context: Context, tokenizer: Tokenizer, documents: Path, cache:
 
 def _continuations(context: Context, model: Transformer, tokenizer: Tokenizer, heldout: Path) -> list[dict[str, str]]:
     """How the base model goes on from the first words of a few held-out documents, greedily."""
-    texts = [record["text"] for record in read_jsonl(heldout)[:6]]
+    texts = [record["text"] for record in islice(each_jsonl(heldout), 6)]
     prompts = [text[: max(12, len(text) // 8)] for text in texts]
     limit = model.config.max_length - 34
     engine = Engine(model, tokenizer, context.runtime)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,7 @@ def train(
     context: Context,
     model: torch.nn.Module,
     objective: Objective,
-    batches: Callable[[int], list[Any]],
+    batches: Callable[[int], Sequence[Any]],
     num_steps: int,
     evaluate: Callable[[int], dict[str, float]] | None = None,
     learned: torch.nn.Module | None = None,
@@ -93,7 +93,7 @@ def train(
     learned = model if learned is None else learned
 
     def own(step: int) -> list[Any]:
-        return batches(step)[runtime.rank :: runtime.world_size]
+        return list(batches(step)[runtime.rank :: runtime.world_size])
 
     with placed(context, model, learned) as optimizer:
         totals = _resume(context, learned, optimizer)
