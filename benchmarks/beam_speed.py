@@ -3,7 +3,8 @@
     python benchmarks/beam_speed.py runs/multi30k-en-de --file val.en [--sentences 200] [--beam 4]
 
 Both read the same ids in the same batches, sentences of like length together, in float32. "same" is the share of
-sentences whose best hypotheses, as many as the beam is wide, are equal token for token and in score to 1e-4. With
+sentences whose best hypotheses, as many as the beam is wide, are equal token for token and in score to 1e-4. "served"
+is a request for each sentence, as a server has them; its one hypothesis is compared with the best of the batch. With
 --random a tiny model of random weights stands for the folder, and random ids for the file.
 """
 
@@ -14,6 +15,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,17 @@ from jielong.cli.models import find_model
 from jielong.data.buckets import padded
 from jielong.data.formats import lines
 from jielong.folder import load, save
+from jielong.generate.batching import MAX_ROWS, PREFILL_TOKENS
 from jielong.generate.beam import BeamConfig, Hypothesis, beam_search
 from jielong.generate.decoders import begin_decoding
+from jielong.generate.requests import Request
+from jielong.generate.sampling import Sampling
+from jielong.generate.translating import TranslationBatcher
 from jielong.generate.translator import source_ids, start_id
 from jielong.model.presets import preset_config
 from jielong.runtime import Runtime, environment
 
-OURS, THEIRS = "jielong", "transformers"
+OURS, THEIRS, SERVED = "jielong", "transformers", "jielong, served"
 Found = list[list[Hypothesis]]  # of every sentence, best first
 Batch = tuple[torch.Tensor, torch.Tensor]  # ids and segments of some sources
 
@@ -69,6 +75,21 @@ def their_search(theirs: Any, tokenizer: Tokenizer, batches: Sequence[Batch], co
     return found
 
 
+def served_search(
+    model: Transformer, tokenizer: Tokenizer, sources: Sequence[Sequence[int]], config: BeamConfig, most: int
+) -> Found:
+    """The same sentences as `jielong serve` makes them: a request each, 16 of them beside each other."""
+    runtime = Runtime(torch.device("cpu"), torch.float32)
+    batcher = TranslationBatcher(model, tokenizer, runtime, max_rows=MAX_ROWS, prefill_tokens=PREFILL_TOKENS)
+    stop_ids, best = frozenset([_end(tokenizer)]), replace(config, num_best=1)
+    for ids in sources:
+        batcher.submit(Request(tuple(ids), most, Sampling(temperature=0), stop_ids=stop_ids, beam=best))
+    found: dict[int, Hypothesis] = {}
+    while not batcher.is_idle:
+        found |= {delta.request: Hypothesis(list(delta.tokens), 0.0, 0.0) for delta in batcher.step()}
+    return [[found[number]] for number in range(len(sources))]
+
+
 def _end(tokenizer: Tokenizer) -> int:
     assert tokenizer.eos_id is not None
     return tokenizer.eos_id
@@ -98,8 +119,11 @@ def measure(
     contenders: dict[str, Callable[[], Found]] = {
         OURS: lambda: our_search(model, tokenizer, batches, config, options.new_tokens),
         THEIRS: lambda: their_search(theirs, tokenizer, batches, config, options.new_tokens),
+        SERVED: lambda: served_search(model, tokenizer, order, config, options.new_tokens),
     }
-    same = same_share(contenders[OURS](), contenders[THEIRS]())
+    ours, served = contenders[OURS](), contenders[SERVED]()
+    same = dict.fromkeys((OURS, THEIRS), same_share(ours, contenders[THEIRS]()))
+    same[SERVED] = sum(one[0].tokens == mine[0].tokens for one, mine in zip(served, ours, strict=True)) / len(ours)
 
     def counting(search: Callable[[], Found]) -> Callable[[], int]:
         return lambda: sum(len(hypotheses[0].tokens) for hypotheses in search())
@@ -109,7 +133,8 @@ def measure(
     for name, found in rates.items():
         spread = f"{min(found):,.0f} – {max(found):,.0f}"
         ratio = f"{median_ratio(rates, name, THEIRS):.2f}"
-        rows.append([name, str(options.rows), f"{statistics.median(found):,.0f}", spread, ratio, f"{100 * same:.1f} %"])
+        batch = "1, taken in turns" if name == SERVED else str(options.rows)
+        rows.append([name, batch, f"{statistics.median(found):,.0f}", spread, ratio, f"{100 * same[name]:.1f} %"])
     return rows
 
 

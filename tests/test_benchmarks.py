@@ -326,7 +326,7 @@ def test_both_beams_find_the_same(script: Any, capsys: pytest.CaptureFixture[str
     assert speed.main(chosen) == 0
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
     assert [(row[1].strip(), row[-2].strip()) for row in rows] == [
-        ("jielong", "100.0 %"), ("transformers", "100.0 %")
+        ("jielong", "100.0 %"), ("transformers", "100.0 %"), ("jielong, served", "100.0 %")
     ]  # fmt: skip
     one, other = speed.Hypothesis([1, 2], -1.0, 0.0), speed.Hypothesis([1, 3], -1.0, 0.0)
     assert speed.same_share([[one], [one, other]], [[one], [other, one]]) == 0.5

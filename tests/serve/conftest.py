@@ -9,12 +9,14 @@ import httpx2
 import pytest
 import torch
 
-from jielong.generate.batching import Batcher
+from jielong.generate.batching import PREFILL_TOKENS, Batcher
 from jielong.generate.requests import Delta
+from jielong.generate.translating import TranslationBatcher
 from jielong.model.config import ModelConfig
 from jielong.model.transformer import Transformer
+from jielong.runtime import Runtime
 from jielong.serve.api import build_app
-from jielong.serve.engine_thread import Loaded
+from jielong.serve.engine_thread import AnyBatcher, Loaded
 from jielong.serve.launch import make_service
 from jielong.serve.server import Server, listen
 from jielong.serve.service import Service
@@ -59,6 +61,19 @@ def build_model(tokenizer: Tokenizer, seed: int = 0) -> Transformer:
     return model.eval()
 
 
+def build_translator(tokenizer: Tokenizer) -> Transformer:
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size, max_length=CONTEXT, width=32, encoder_layers=1, decoder_layers=2, num_heads=4,
+        num_kv_heads=4, head_size=8, ffn_width=48, positions="sinusoidal", norm="layer", norm_at="post",
+        activation="relu", ffn_bias=True, embedding_scale=4.0,
+    )  # fmt: skip
+    model = Transformer(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.embed.weight *= 3.0
+    return model.eval()
+
+
 @pytest.fixture(scope="session")
 def model(tokenizer: Tokenizer) -> Transformer:
     return build_model(tokenizer)
@@ -99,7 +114,15 @@ class Lab:
     max_rows: int = MAX_ROWS
 
     def load(self) -> Loaded:
-        return Loaded(Batcher(self.model, self.tokenizer, max_rows=self.max_rows), 1_700_000_000)
+        return Loaded(self.batcher(), 1_700_000_000)
+
+    def batcher(self) -> AnyBatcher:
+        if self.model.config.encoder_layers:
+            runtime = Runtime(torch.device("cpu"), torch.float32)
+            return TranslationBatcher(
+                self.model, self.tokenizer, runtime, max_rows=self.max_rows, prefill_tokens=PREFILL_TOKENS
+            )
+        return Batcher(self.model, self.tokenizer, max_rows=self.max_rows)
 
     def gated(self) -> tuple[Service, GatedBatcher]:
         """A service whose steps the test allows one by one."""
@@ -125,6 +148,12 @@ class Lab:
 @pytest.fixture(scope="session")
 def lab(model: Transformer, tokenizer: Tokenizer) -> Lab:
     return Lab(model, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def translating(tokenizer: Tokenizer) -> Lab:
+    """A tiny encoder-decoder."""
+    return Lab(build_translator(tokenizer), tokenizer)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from jielong.serve.api import build_app
 from jielong.serve.openapi import document
-from jielong.serve.pages import FACES
+from jielong.serve.pages import FACES, REPORT
 
 from .conftest import Lab, Running
 
@@ -31,7 +31,7 @@ async def test_every_route_is_described(lab: Lab, client: httpx2.AsyncClient) ->
         if isinstance(route, Route)
         for method in (route.methods or set()) - {"HEAD"}
     }
-    routes = {(path, method) for path, method in routes if path not in FACES and not path.startswith("/web")}
+    routes = {(path, method) for path, method in routes if path not in (*FACES, REPORT) and not path.startswith("/web")}
     assert {(path, method) for path, methods in found["paths"].items() for method in methods} == routes
 
 

@@ -130,8 +130,7 @@ def beam_search(
 def beam_steps(
     decoder: Decoder, start_id: int, stop_ids: Collection[int], limits: Sequence[int], config: BeamConfig
 ) -> Iterator[list[list[Hypothesis]] | None]:
-    """None after every step but the last, then the best hypotheses of each sentence, best first, at most
-    config.num_best. Who has enough may stop asking at any step.
+    """None after every step but the last, then the best hypotheses of each sentence, best first, at most num_best.
 
     decoder: has read the sources and nothing yet of the targets; it holds K rows a sentence. start_id: a target's first
     id, which is no part of a hypothesis. limits: most new tokens of each sentence, 1 or more; a hypothesis that reaches
@@ -141,8 +140,7 @@ def beam_steps(
     stops = torch.tensor(sorted(stop_ids), dtype=torch.int64)
     num_kept, longest = max(2, 1 + len(stops)) * beam, max(limits)
     results: list[list[Hypothesis]] = [[] for _ in limits]
-    sentences = torch.arange(len(limits))  # which sentence each of the B stands for
-    bounds = torch.tensor(limits)
+    sentences, bounds = torch.arange(len(limits)), torch.tensor(limits)  # which sentence each of the B stands for
     scores = torch.full((len(limits), beam), -math.inf)  # (B, K) log-probability so far
     scores[:, 0] = 0.0  # all beams begin alike, so that one of them may speak
     written = torch.zeros(len(limits), beam, longest, dtype=torch.int64)  # (B, K, T)

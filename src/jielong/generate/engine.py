@@ -189,9 +189,7 @@ class Engine:
 
     def _encode(self, prompt: Prompt, index: int) -> list[int]:
         if isinstance(prompt, str):
-            ids = [*self.tokenizer.prefix_ids, *self.tokenizer.encode(prompt)]
-            if not ids and self.tokenizer.bos_id is not None:
-                return [self.tokenizer.bos_id]  # GPT-2: nothing stands before a text, but a document begins so
+            ids = self.tokenizer.beginning(prompt)
             if not ids:
                 raise UsageError(f"prompt {index} is empty, and this model has no token to begin with; give some text")
             return ids

@@ -34,7 +34,7 @@ class Chat:
         service, persona = self._service, self._service.settings.persona
         body = await read(request, ChatBody, service.settings.limits)
         loaded = service.model(body.model)
-        _check(body, guarded=persona is not None and bool(persona.guard))
+        _check(body, loaded, guarded=persona is not None and bool(persona.guard))
         num_sequences(body, 1, service.settings.limits.sequences)
         ids = await conversation_ids(body.messages, persona, loaded)
         check_room([ids], loaded, 1, "messages")
@@ -53,8 +53,10 @@ class Chat:
         return answer(whole)
 
 
-def _check(body: ChatBody, guarded: bool) -> None:
+def _check(body: ChatBody, loaded: Loaded, guarded: bool) -> None:
     """Raises ApiError 400 for what is legal but not done here."""
+    if loaded.translates and body.response_format is not None and body.response_format.type != "text":
+        raise bad_request("a translator writes no JSON", "response_format")
     if guarded and (body.logprobs or body.return_token_ids):
         raise bad_request("this server guards what it says, and gives no tokens and log-probabilities", "logprobs")
 

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jielong.serve.engine_thread import Loaded
-from jielong.serve.errors import ApiError
+from jielong.serve.errors import ApiError, bad_request
 from jielong.serve.intake import read
 from jielong.serve.jobs import Job
 from jielong.serve.prompts import Prompts, Wanted, check_room, engine_requests, num_sequences, prompt_rows
@@ -37,7 +37,10 @@ class Completions:
             raise ApiError(403, message, code="persona_served")
         num_sequences(body, _num_prompts(body.prompt), service.settings.limits.sequences)
         rows = await prompt_rows(body.prompt, loaded, "prompt")
-        most = SHORT if body.max_tokens is None else body.max_tokens
+        if body.echo and loaded.translates:
+            raise bad_request("echo: a translator's answer does not go on from its prompt", "echo")
+        usual = loaded.context if loaded.translates else SHORT
+        most = usual if body.max_tokens is None else body.max_tokens
         check_room(rows, loaded, min(most, 1), "prompt")
         scored = body.logprobs if body.echo else None
         wanted = Wanted(most, partition(request), body.logprobs, scored, continues_text=True)

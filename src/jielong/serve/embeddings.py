@@ -29,10 +29,12 @@ def embed(model: Transformer, runtime: Runtime, ids: Sequence[int]) -> list[floa
     """The embedding of one text, D numbers whose squares sum to 1 (or all 0 where the mean is).
 
     The mean over all positions of the hidden states that the model would predict from, bos included: in a decoder each
-    tells of what stands before it, so that the mean is of all prefixes.
+    tells of what stands before it, so that the mean is of all prefixes. Of a translator: what its encoder makes of the
+    text.
     """
     with runtime.autocast():
-        hidden = model.hidden(torch.tensor([list(ids)], device=runtime.device))[0]  # (T, D)
+        tokens = torch.tensor([list(ids)], device=runtime.device)
+        hidden = (model.encode(tokens) if model.config.encoder_layers else model.hidden(tokens))[0]  # (T, D)
     vector: list[float] = F.normalize(hidden.float().mean(dim=0), dim=0).tolist()
     return vector
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from jielong.errors import UsageError
 from jielong.generate.batching import Batcher
 from jielong.generate.requests import Delta, Request
+from jielong.generate.translating import TranslationBatcher
 from jielong.model.config import ModelConfig
 from jielong.serve.errors import ApiError, bad_request, unavailable
 from jielong.serve.jobs import Job
@@ -25,6 +26,7 @@ from jielong.serve.metrics import Metrics
 from jielong.tokenizer.tokenizer import Tokenizer
 
 T = TypeVar("T")
+AnyBatcher = Batcher | TranslationBatcher
 _STEP_SECONDS = 10.0  # longer than any step should take
 
 
@@ -32,8 +34,13 @@ _STEP_SECONDS = 10.0  # longer than any step should take
 class Loaded:
     """A model ready to be served. The batcher belongs to the engine's thread; created: seconds since 1970."""
 
-    batcher: Batcher
+    batcher: AnyBatcher
     created: int
+
+    @property
+    def translates(self) -> bool:
+        """Whether it is an encoder-decoder: it reads a source and writes another text."""
+        return isinstance(self.batcher, TranslationBatcher)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -69,7 +76,7 @@ class EngineThread:
         self._calls: set[asyncio.Future[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="jielong-engine", daemon=True)
-        self._inbox: queue.SimpleQueue[Callable[[Batcher], object] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Callable[[AnyBatcher], object] | None] = queue.SimpleQueue()
         self._owners: dict[int, tuple[Job, int]] = {}  # the batcher's number -> whose; the engine's thread only
         self._settled: asyncio.Future[None] | None = None
 
@@ -139,7 +146,7 @@ class EngineThread:
         """End a job's sequences, one or all, before the next step."""
         self.order(partial(self._drop, job, index))
 
-    def order(self, command: Callable[[Batcher], object]) -> None:
+    def order(self, command: Callable[[AnyBatcher], object]) -> None:
         """Have something done by the engine's thread before its next step."""
         self._inbox.put(command)
 
@@ -237,7 +244,7 @@ class EngineThread:
         except BaseException as error:
             self._tell(self._die, error)
 
-    def _obey(self, batcher: Batcher) -> bool:
+    def _obey(self, batcher: AnyBatcher) -> bool:
         """Do what the loop has ordered; with nothing else to do, wait for an order. False when it was to stop."""
         wait = batcher.is_idle
         while True:
@@ -256,7 +263,7 @@ class EngineThread:
             del self._owners[delta.request], job.ids[index]
         return job, index, delta
 
-    def _admit(self, job: Job, batcher: Batcher) -> None:
+    def _admit(self, job: Job, batcher: AnyBatcher) -> None:
         try:
             for index, request in enumerate(job.requests):
                 job.ids[index] = batcher.submit(request)
@@ -265,7 +272,7 @@ class EngineThread:
             self._drop(job, None, batcher)
             self._tell(self._refused, job, bad_request(str(error)))
 
-    def _drop(self, job: Job, index: int | None, batcher: Batcher) -> None:
+    def _drop(self, job: Job, index: int | None, batcher: AnyBatcher) -> None:
         """Cancel the sequences of a job that still run: one, or all."""
         gone = [number for number in job.ids if index is None or number == index]
         for number in gone:
@@ -275,7 +282,7 @@ class EngineThread:
         if gone:
             self._tell(self._dropped, job, len(gone))
 
-    def _do(self, work: Callable[[], T], done: asyncio.Future[T], batcher: Batcher) -> None:
+    def _do(self, work: Callable[[], T], done: asyncio.Future[T], batcher: AnyBatcher) -> None:
         try:
             value = work()
         except Exception as error:

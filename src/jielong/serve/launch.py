@@ -11,6 +11,7 @@ from pathlib import Path
 from jielong.errors import UsageError
 from jielong.folder import load
 from jielong.generate.batching import Batcher
+from jielong.generate.translating import TranslationBatcher
 from jielong.runtime import detect
 from jielong.serve.api import build_app
 from jielong.serve.engine_thread import EngineThread, Loaded
@@ -35,11 +36,22 @@ class EngineOptions:
 
 
 def load_folder(folder: Path, options: EngineOptions) -> Loaded:
-    """The model of a folder, ready to be asked. Raises ModelError when it is no decoder of tokens, or is broken."""
+    """The model of a folder, ready to be asked.
+
+    Raises ModelError when it is neither a decoder of tokens nor a translator, or is broken; UsageError for weights that
+    a translator does not have.
+    """
     runtime = detect(options.device, threads=options.threads)
     model, tokenizer = load(folder)
+    created = int(os.stat(folder / "config.json").st_mtime)
+    model = model.to(runtime.device)
+    if model.config.encoder_layers and model.config.decoder_layers:
+        if options.weights not in ("auto", "float32"):
+            raise UsageError(f"--weights {options.weights}: a translator is served as it is; leave it out")
+        rows, prefill = options.max_rows, options.prefill_tokens
+        return Loaded(TranslationBatcher(model, tokenizer, runtime, max_rows=rows, prefill_tokens=prefill), created)
     batcher = Batcher(
-        model.to(runtime.device),
+        model,
         tokenizer,
         runtime,
         max_rows=options.max_rows,
@@ -47,7 +59,15 @@ def load_folder(folder: Path, options: EngineOptions) -> Loaded:
         prefill_tokens=options.prefill_tokens,
         weights=None if options.weights == "auto" and runtime.device.type != "cpu" else options.weights,
     )
-    return Loaded(batcher, int(os.stat(folder / "config.json").st_mtime))
+    return Loaded(batcher, created)
+
+
+def load_for(settings: ServeSettings, folder: Path, options: EngineOptions) -> Loaded:
+    """`load_folder` for a server. Raises UsageError for a role that the model cannot play."""
+    loaded = load_folder(folder, options)
+    if settings.persona is not None and loaded.translates:
+        raise UsageError("--system: a translator plays no role; it reads one sentence and writes its translation")
+    return loaded
 
 
 def make_service(load_model: Callable[[], Loaded], name: str, settings: ServeSettings, max_rows: int) -> Service:
@@ -76,7 +96,7 @@ def serve_folder(
         raise UsageError(f"the model's name is {name!r:.60}; legal are 1 to 200 visible characters")
     taken = listen(settings)
     log_to_stderr()
-    service = make_service(partial(load_folder, folder, options), name, settings, options.max_rows)
+    service = make_service(partial(load_for, settings, folder, options), name, settings, options.max_rows)
     host, port, *_ = taken.getsockname()
     tell(f"http://{f'[{host}]' if ':' in host else host}:{port}", name)
     places = places_of(folder, keep)

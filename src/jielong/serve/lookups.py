@@ -13,7 +13,7 @@ from jielong.errors import UsageError
 from jielong.serve import metrics, openapi
 from jielong.serve.errors import ApiError, bad_request, unavailable
 from jielong.serve.intake import read
-from jielong.serve.prompts import beginning, conversation_ids
+from jielong.serve.prompts import conversation_ids
 from jielong.serve.schema import DetokenizeBody, TokenizeBody
 from jielong.serve.service import Service, beside_the_loop
 from jielong.serve.spelling import token_text
@@ -47,7 +47,7 @@ class Lookups:
             reply = body.add_generation_prompt is not False
             ids = await conversation_ids(body.messages, self._service.settings.persona, loaded, reply)
         elif body.add_special_tokens is not False:
-            ids = await beside_the_loop(len(body.prompt or ""), partial(beginning, body.prompt or "", tokenizer))
+            ids = await beside_the_loop(len(body.prompt or ""), partial(tokenizer.beginning, body.prompt or ""))
             ids = [*ids, *tokenizer.suffix_ids]
         else:
             ids = await beside_the_loop(len(body.prompt or ""), partial(tokenizer.encode, body.prompt or ""))

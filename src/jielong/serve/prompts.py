@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from jielong.errors import UsageError
+from jielong.generate.beam import BeamConfig
 from jielong.generate.requests import Request
 from jielong.generate.sampling import Sampling
+from jielong.generate.translator import source_ids
 from jielong.runtime import derive_seed
 from jielong.serve.engine_thread import Loaded
 from jielong.serve.errors import ApiError, bad_request
@@ -17,7 +19,6 @@ from jielong.serve.personas import Persona
 from jielong.serve.schema import ChatMessage, SamplingBody
 from jielong.serve.service import beside_the_loop
 from jielong.tokenizer.chat import render
-from jielong.tokenizer.tokenizer import Tokenizer
 
 Prompts = str | list[str] | list[int] | list[list[int]]
 # A template of others is a program, whose time nobody knows: it always runs beside the loop.
@@ -38,23 +39,27 @@ class Wanted:
 async def prompt_rows(prompt: Prompts, loaded: Loaded, param: str) -> list[list[int]]:
     """The ids of each prompt. Texts begin a document: bos is put before them. Ids are taken as they are.
 
+    A translator's prompts are sentences to translate, with what stands around them.
     Raises ApiError 400 for an empty text where the model has no token to begin with.
     """
     rows: list[list[int]] = []
     for one in [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt:
         if isinstance(one, str):
-            rows.append(await beside_the_loop(len(one), partial(beginning, one, loaded.tokenizer)))
+            rows.append(await beside_the_loop(len(one), partial(_text_ids, one, loaded)))
         elif isinstance(one, list):
             rows.append([token for token in one if isinstance(token, int)])
         if not rows[-1]:
-            raise bad_request("an empty text, and this model has no token to begin with", param)
+            needs = "a translator needs words" if loaded.translates else "this model has no token to begin with"
+            raise bad_request(f"an empty text, and {needs}", param)
     return rows
 
 
-def beginning(text: str, tokenizer: Tokenizer) -> list[int]:
-    """The ids of a text that begins a document, and goes on."""
-    ids = [*tokenizer.prefix_ids, *tokenizer.encode(text)]
-    return [tokenizer.bos_id] if not ids and tokenizer.bos_id is not None else ids
+def _text_ids(text: str, loaded: Loaded) -> list[int]:
+    """What the model reads of a text: a decoder its beginning, a translator the whole sentence, [] for blanks."""
+    tokenizer = loaded.tokenizer
+    if not loaded.translates:
+        return tokenizer.beginning(text)
+    return source_ids(tokenizer, tokenizer.encode(text.strip())) if text.strip() else []
 
 
 async def conversation_ids(
@@ -62,9 +67,14 @@ async def conversation_ids(
 ) -> list[int]:
     """The ids of a conversation, up to where the assistant begins to speak when reply is set.
 
+    A translator reads the last message alone, which must be the user's.
     persona: its system message comes first; the client's own is refused. Raises ApiError 400 for a conversation that
     the model's chat form cannot write: roles out of turn, a base model, a template that refuses.
     """
+    if loaded.translates:
+        if messages[-1].role != "user":
+            raise bad_request("the last message is what a translator translates: it must be the user's", "messages")
+        return (await prompt_rows(messages[-1].text, loaded, "messages"))[0]
     turns = [{"role": "system" if m.role == "developer" else m.role, "content": m.text} for m in messages]
     if persona is not None:
         if turns[0]["role"] == "system":
@@ -79,8 +89,11 @@ async def conversation_ids(
 
 
 def check_room(rows: Sequence[Sequence[int]], loaded: Loaded, num_needed: int, param: str) -> None:
-    """Raises ApiError 400 unless each prompt leaves room for so many tokens in the context."""
-    longest = max(map(len, rows))
+    """Raises ApiError 400 unless each prompt leaves room for so many tokens in the context.
+
+    A translator's source and translation have a context each.
+    """
+    longest, num_needed = max(map(len, rows)), 0 if loaded.translates else num_needed
     if longest + num_needed > loaded.context:
         raise bad_request(
             f"the prompt has {longest} tokens, but the model's context is {loaded.context}"
@@ -104,7 +117,7 @@ def engine_requests(
     stop_ids |= frozenset(body.stop_token_ids or ())
     requests = []
     try:
-        sampling = _sampling(body, persona)
+        sampling, width = _sampling(body, persona, 0.0 if loaded.translates else 1.0), _beam_width(body, loaded)
         for row in rows:
             for choice in range(body.n or 1):
                 request = Request(
@@ -118,7 +131,8 @@ def engine_requests(
                     prompt_logprobs=wanted.prompt_logprobs,
                     min_new_tokens=body.min_tokens or 0,
                     cache_partition=wanted.partition,
-                    continues_text=wanted.continues_text,
+                    continues_text=wanted.continues_text and not loaded.translates,
+                    beam=_beam(body, width, choice),
                 )
                 if choice == 0:
                     loaded.batcher.check(request)  # reads only what never changes, so that any thread may
@@ -136,14 +150,42 @@ def num_sequences(body: SamplingBody, num_rows: int, most: int) -> int:
     return number
 
 
-def _sampling(body: SamplingBody, persona: Persona | None) -> Sampling:
+def _beam_width(body: SamplingBody, loaded: Loaded) -> int:
+    """How wide a beam a translation is searched with; 1 for tokens drawn one by one, as a decoder's all are.
+
+    Where a client says nothing a translator is asked for its best translation, and not for a draw.
+    """
+    if not loaded.translates:
+        for name, value in (("beam", body.beam), ("length_penalty", body.length_penalty)):
+            if value is not None:
+                raise bad_request(f"{name} is for translators; this model is a decoder and draws its tokens", name)
+        return 1
+    n, is_drawn = body.n or 1, bool(body.temperature) or bool(body.min_tokens) or _sampling(body, None).changes_scores
+    width = body.beam if body.beam is not None else 1 if is_drawn else max(BeamConfig().beam, n)
+    if width > 1 and is_drawn:
+        raise bad_request(
+            f"beam is {width}, which draws nothing: temperature, bias, penalties and min_tokens need beam = 1", "beam"
+        )
+    if 1 < width < n:
+        raise bad_request(f"n is {n}, but a beam of {width} finds {width} translations at most", "n")
+    return width
+
+
+def _beam(body: SamplingBody, width: int, choice: int) -> BeamConfig | None:
+    """Choice k is the k-th best translation."""
+    if width == 1:
+        return None
+    return BeamConfig(width, _or(body.length_penalty, BeamConfig().length_penalty), num_best=choice + 1)
+
+
+def _sampling(body: SamplingBody, persona: Persona | None, usual_temperature: float = 1.0) -> Sampling:
     """What the client asks for; where it asks for nothing the persona's, and else 1.0: the model as it is."""
     temperature, top_p = body.temperature, body.top_p
     if persona is not None:
         temperature = persona.temperature if temperature is None else temperature
         top_p = persona.top_p if top_p is None else top_p
     return Sampling(
-        temperature=_or(temperature, 1.0),
+        temperature=_or(temperature, usual_temperature),
         top_k=max(0, body.top_k or 0),
         top_p=_or(top_p, 1.0),
         min_p=_or(body.min_p, 0.0),

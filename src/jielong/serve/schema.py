@@ -3,7 +3,7 @@
 Types are strict: true is no number, "1" is none, and NaN and infinity are none. Fields that are not listed are ignored,
 for clients add new ones every month; a listed field that asks for what is not done here is refused, not ignored.
 Names are those of OpenAI's API; top_k, min_p, repetition_penalty, min_tokens, ignore_eos, stop_token_ids and
-return_token_ids are additions with the names of vLLM.
+return_token_ids are additions with the names of vLLM; beam and length_penalty are ours, for translators.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from jielong.generate.beam import MOST_BEAMS
 
 MOST_LOGPROBS = 20
 LARGEST_ID = (1 << 31) - 1
@@ -61,6 +63,12 @@ class SamplingBody(Body):
     )
     stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    beam: Annotated[int, Field(ge=1, le=MOST_BEAMS)] | None = Field(
+        None, description="Translators only: how many beginnings are kept at each step; 4, or 1 where tokens are drawn."
+    )
+    length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = Field(
+        None, description="Translators only: above 0 favours longer translations; 0.6."
+    )
     ignore_eos: bool | None = Field(None, description="Go on behind the end of a text or turn.")
     max_tokens: Annotated[int, Field(ge=0, le=LARGEST_ID)] | None = None
     min_tokens: Annotated[int, Field(ge=0, le=LARGEST_ID)] | None = None

@@ -196,6 +196,14 @@ class Tokenizer:
         """
         return self._codec.encode(text)
 
+    def beginning(self, text: str) -> list[int]:
+        """The ids of a text that begins a document and goes on: what stands before one, then the text.
+
+        [bos] for an empty text where nothing stands before one (GPT-2); [] where there is nothing to begin with.
+        """
+        ids = [*self.prefix_ids, *self.encode(text)]
+        return [self.bos_id] if not ids and self.bos_id is not None else ids
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """[encode(text) for text in texts], on all cores when the texts are long enough to gain from it."""
         num_characters, num_threads = sum(map(len, texts)), os.cpu_count() or 1

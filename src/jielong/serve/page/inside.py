@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jielong.errors import UsageError
+from jielong.generate.translator import start_id
 from jielong.lens.attention import attention_maps, head_figures, telling_head
 from jielong.lens.logits import logit_lens
 from jielong.lens.vectors import likeness, neighbours, position_table, residual_stream
@@ -62,7 +63,12 @@ def look(
     """
     config = model.config
     most = min(MOST_TOKENS, config.max_length, _longest(config))
-    if messages:
+    translates = config.encoder_layers > 0 and config.decoder_layers > 0
+    if messages and translates:  # the last question, and what was answered
+        asked = [message["content"] for message in messages if message["role"] == "user"]
+        text = asked[-1] if asked else ""
+        target = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
+    elif messages:
         reply = messages[-1]["role"] == "user"
         ids = render(messages, tokenizer, reply=reply)[0]
         return Looked(ids[:most], None, len(ids) > most)
@@ -71,10 +77,9 @@ def look(
         raise UsageError("there is no text to look at")
     whole = [*tokenizer.prefix_ids, *body, *tokenizer.suffix_ids]
     kept, cut = whole[:most], len(whole) > most
-    if not (config.encoder_layers and config.decoder_layers):
+    if not translates:
         return Looked(kept, None, cut)
-    start = tokenizer.pad_id if tokenizer.bos_id is None else tokenizer.bos_id
-    written = [start, *tokenizer.encode(target)]
+    written = [start_id(tokenizer), *tokenizer.encode(target)]
     return Looked(written[:most] if target else None, kept, cut or len(written) > most)
 
 

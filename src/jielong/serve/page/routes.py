@@ -80,8 +80,8 @@ def page_routes(service: Service, places: Places, history: History) -> list[Rout
 
 
 def _facts(service: Service, places: Places) -> dict[str, Any]:
-    """What the page says and offers: chats, False for a base model; role, True where a persona is served; odds, whether
-    chances of tokens are given. Raises ApiError 503 while the model is loading.
+    """What the page says and offers: kind, which tells a translator; chats, False for a base model; role, True where a
+    persona is served; odds, whether chances of tokens are given. Raises ApiError 503 while the model is loading.
     """
     loaded, persona = service.engine.ready(), service.settings.persona
     config = loaded.config
@@ -93,7 +93,7 @@ def _facts(service: Service, places: Places) -> dict[str, Any]:
         "parameters": sum(count_parameters(config).values()),
         "context": config.max_length,
         "kind": "encoder-decoder" if both else "decoder" if config.decoder_layers else "encoder",
-        "chats": loaded.tokenizer.form is not None,
+        "chats": loaded.tokenizer.form is not None or loaded.translates,
         "role": persona is not None,
         "odds": persona is None or not persona.guard,
     }

@@ -66,6 +66,8 @@ def talk_routes(service: Service) -> list[Route]:
         if persona is not None and persona.guard:
             raise bad_request("this server guards what it says, and gives no tokens to branch from", "prefix")
         loaded = service.model(body.model)
+        if loaded.translates:
+            raise bad_request("a translation cannot be made to begin as another did", "prefix")
         if not ids_of_bytes:
             ids_of_bytes.update(_by_bytes(loaded.tokenizer))
         prefix = [_prefix_id(token, number, loaded, ids_of_bytes) for number, token in enumerate(body.prefix)]
@@ -87,11 +89,14 @@ async def fitting(
     """(how many of the oldest turns must be left out, system message not counted; tokens of the rest).
 
     The rest leaves room for an answer. Turns go in pairs, a question and its answer; the last question stays, whether
-    it fits or not. Raises ApiError 400 for a conversation that the model's form cannot write.
+    it fits or not. Of a translator, which reads the last message alone, nothing need be left out. Raises ApiError 400
+    for a conversation that the model's form cannot write.
     """
     first = 1 if messages[0].role in ("system", "developer") else 0
     room = min(max_tokens, loaded.context // LEAST_ROOM)
     count = partial(_count, messages, first, loaded, persona)
+    if loaded.translates:
+        return 0, await count(0)
     low, high = 0, (len(messages) - first - 1) // 2  # pairs left out; the more, the fewer tokens
     while low < high:
         middle = (low + high) // 2

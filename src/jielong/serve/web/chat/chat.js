@@ -1,11 +1,11 @@
 /** The chat: a conversation that is kept, streamed, branched, looked into and compared. */
 import { announce, el } from '../shell/dom.js';
-import { getJson, request, send, trouble } from '../shell/api.js';
+import { getJson, modelOf, request, send } from '../shell/api.js';
 import { say } from '../shell/words.js';
 import { answer, beyondSight, chatBody, NUM_TOP, numTokens, prefixToken, speedOf } from './answers.js';
 import { ballot, compare } from './compare.js';
 import { Composer } from './composer.js';
-import { ROLES, Settings } from './settings.js';
+import { ROLES, Settings, translates } from './settings.js';
 import { Sidebar } from './sidebar.js';
 import { noteText, Thread } from './thread.js';
 import { TokenCard } from './tokens.js';
@@ -29,14 +29,8 @@ class Chat {
   }
 
   async begin() {
-    let page;
-    try {
-      page = await this.app.about();
-    } catch (error) {
-      this.host.replaceChildren(trouble(error, () => { this.host.replaceChildren(); this.begin(); }));
-      return;
-    }
-    this.model = page.model;
+    this.model = await modelOf(this.app, this.host, () => this.begin());
+    if (!this.model) return;
     this.sidebar = new Sidebar({
       open: (id) => this.open(id), fresh: () => this.fresh(), changed: () => this.refresh(),
       gone: (id) => { if (this.conversation?.id === id) this.fresh(); this.refresh(); },
@@ -48,7 +42,7 @@ class Chat {
     });
     this.card = new TokenCard(this.thread.host, {
       spansOf: (node) => this.spansAt(node.closest('.message')),
-      onBranch: (...where) => this.branch(...where),
+      onBranch: translates(this.model) ? null : (...where) => this.branch(...where),
     });
     this.build();
     await this.refresh();
@@ -138,6 +132,10 @@ class Chat {
 
   greet() {
     const role = Object.values(ROLES).find(({ system }) => system === this.settings.system.value) ?? ROLES.assistant;
+    if (translates(this.model)) {
+      this.welcome.replaceChildren(el('h2', { t: 'translatorGreeting' }), el('p', { class: 'mute', t: ['translatorWhy', this.model.name] }));
+      return;
+    }
     this.welcome.replaceChildren(el('h2', { t: 'greeting' }), el('p', { class: 'mute', t: ['greetingWhy', this.model.name] }),
       el('div', { class: 'starters' }, role.starters.map((text) => el('button', { type: 'button', on: { click: () => this.ask(text, this.leaf) } }, text))));
   }

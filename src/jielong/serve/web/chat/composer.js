@@ -1,11 +1,13 @@
 /** Where a message is written, with the switches below it. */
 import { el, iconButton } from '../shell/dom.js';
+import { translates } from './settings.js';
 
 export class Composer {
   /** acts: submit(text), stop(), colours(on), compare(on). */
   constructor({ model, settings, sidebar, acts }) {
     this.acts = acts;
-    this.input = el('textarea', { rows: 1, tHint: 'askHint', tLabel: 'askHint', disabled: !model.chats, on: {
+    const hint = translates(model) ? 'translatorHint' : 'askHint';
+    this.input = el('textarea', { rows: 1, tHint: hint, tLabel: hint, disabled: !model.chats, on: {
       keydown: (event) => { if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) { event.preventDefault(); this.submit(); } },
       input: () => this.grow(),
     } });

@@ -16,6 +16,11 @@ const SLIDERS = [
   { name: 'max_tokens', min: 1, max: 1024, step: 1, usual: 256 },
 ];
 
+/** For a translator, which searches for its answer unless a temperature is set. */
+const BEAM = { name: 'beam', min: 1, max: 16, step: 1, usual: 4 };
+
+export const translates = (model) => model.kind === 'encoder-decoder';
+
 const TERMINAL = 'You are a terminal. Directory: /ann/work\nFiles:\nnotes.txt: buy milk and bread\nplan.md: fix the roof';
 
 /** name -> {system, starters}: what a first message could be. */
@@ -32,22 +37,25 @@ export class Settings {
   /** onRole(system): a new role was chosen. model: see GET /api/page; where it plays a role already, none can be chosen. */
   constructor({ onRole, model }) {
     const { context } = model;
-    this.values = Object.fromEntries(SLIDERS.map(({ name, usual }) => [name, usual]));
+    this.translates = translates(model);
+    this.entry = this.translates ? 'sampling-translator' : 'sampling';
+    this.offered = this.translates ? [BEAM, ...SLIDERS.map((one) => (one.name === 'temperature' ? { ...one, usual: 0 } : one))] : SLIDERS;
+    this.values = Object.fromEntries(this.offered.map(({ name, usual }) => [name, usual]));
     this.values.max_tokens = Math.min(256, Math.max(16, context >> 1));
     this.values.seed = '';
     try {
-      Object.assign(this.values, JSON.parse(localStorage.getItem('sampling') ?? '{}'));
+      Object.assign(this.values, JSON.parse(localStorage.getItem(this.entry) ?? '{}'));
     } catch { /* a broken entry is no settings */ }
     this.system = el('textarea', { rows: 5, tHint: 'systemHint', id: 'system', on: { change: () => onRole(this.system.value) } });
     this.presets = el('div', { class: 'segments', role: 'group', tLabel: 'role' }, Object.keys(ROLES).map((name) => el('button', {
       type: 'button', t: `role_${name}`, data: { role: name }, on: { click: () => { this.show(ROLES[name].system); onRole(ROLES[name].system); } },
     })));
-    this.sliders = el('div', { class: 'sliders' }, SLIDERS.map((slider) => this.slider({ ...slider, max: slider.name === 'max_tokens' ? context : slider.max })));
+    this.sliders = el('div', { class: 'sliders' }, this.offered.map((slider) => this.slider({ ...slider, max: slider.name === 'max_tokens' ? context : slider.max })));
     this.seed = el('input', { type: 'number', min: 0, max: 2 ** 31 - 1, step: 1, value: this.values.seed, tHint: 'seedHint',
       on: { change: () => this.keep('seed', this.seed.value) } });
     this.host = el('aside', { class: 'drawer', tLabel: 'settings', id: 'drawer', hidden: true },
       el('header', {}, el('h2', { t: 'settings' }), iconButton('close', 'close', () => this.toggle(false))),
-      el('section', { hidden: model.role }, el('label', { for: 'system', class: 'heading', t: 'systemPrompt' }), this.presets, this.system),
+      el('section', { hidden: model.role || this.translates }, el('label', { for: 'system', class: 'heading', t: 'systemPrompt' }), this.presets, this.system),
       el('section', {}, el('div', { class: 'heading spread' }, el('span', { t: 'sampling' }),
         el('button', { type: 'button', class: 'quiet small', t: 'usual', on: { click: () => this.reset(context) } })),
       this.sliders, el('label', { class: 'field' }, el('span', { t: 'seed' }), this.seed)));
@@ -66,11 +74,11 @@ export class Settings {
 
   keep(name, value) {
     this.values[name] = value;
-    localStorage.setItem('sampling', JSON.stringify(this.values));
+    localStorage.setItem(this.entry, JSON.stringify(this.values));
   }
 
   reset(context) {
-    for (const { name, usual } of SLIDERS) {
+    for (const { name, usual } of this.offered) {
       const value = name === 'max_tokens' ? Math.min(256, Math.max(16, context >> 1)) : usual;
       const input = this.sliders.querySelector(`[data-name="${name}"]`);
       input.value = value;
@@ -84,7 +92,7 @@ export class Settings {
   sampling() {
     const { temperature, top_p: topP, top_k: topK, min_p: minP, repetition_penalty: penalty, max_tokens: most, seed } = this.values;
     return {
-      temperature, max_tokens: most,
+      temperature, max_tokens: most, ...(this.translates && temperature === 0 && penalty === 1 ? { beam: this.values.beam } : {}),
       ...(topP < 1 ? { top_p: topP } : {}), ...(topK > 0 ? { top_k: topK } : {}), ...(minP > 0 ? { min_p: minP } : {}),
       ...(penalty > 1 ? { repetition_penalty: penalty } : {}),
       seed: seed === '' ? crypto.getRandomValues(new Uint32Array(1))[0] >>> 1 : Number(seed),

@@ -18,7 +18,7 @@ export function colour(body, spans) {
  * into the card, Escape closes it.
  */
 export class TokenCard {
-  /** spansOf(node): the spans of the answer a token stands in, or null. onBranch(node, index, alternative). */
+  /** spansOf(node): the spans of the answer a token stands in, or null. onBranch(node, index, alternative), null where nothing branches. */
   constructor(thread, { spansOf, onBranch }) {
     this.spansOf = spansOf;
     this.onBranch = onBranch;
@@ -84,12 +84,12 @@ export class TokenCard {
         const bar = el('span', { class: 'bar-of' }, el('i'));
         bar.firstChild.style.width = `${100 * p}%`;
         return el('button', {
-          type: 'button', class: said ? 'said' : null, disabled: said, 'aria-label': said ? null : say('branchFrom', token, percent(p)),
+          type: 'button', class: said ? 'said' : null, disabled: said || !this.onBranch, 'aria-label': said || !this.onBranch ? null : say('branchFrom', token, percent(p)),
           on: { click: () => { this.close(); this.onBranch(node, index, place, [token, value, bytes]); } },
         }, el('code', {}, visible(token)), bar, el('span', { class: 'number' }, percent(p)));
       });
       return [...head, ...bars];
-    }).concat(el('p', { class: 'mute small', t: 'branchHint' }));
+    }).concat(this.onBranch ? el('p', { class: 'mute small', t: 'branchHint' }) : []);
   }
 
   place(node) {

@@ -1,6 +1,6 @@
 /** Look inside: any text, or the chat, as the model reads it. */
 import { el, iconButton } from '../shell/dom.js';
-import { request, send, trouble } from '../shell/api.js';
+import { modelOf, request, send, trouble } from '../shell/api.js';
 import { say } from '../shell/words.js';
 import { AttentionView } from './attention_view.js';
 import { LensView } from './lens_view.js';
@@ -9,6 +9,9 @@ import { StepsView } from './steps_view.js';
 import { NeighboursView, ParametersView, PositionsView } from './vectors_view.js';
 
 const EXAMPLES = ['On Sunday Noor eats rice. Noor is a', 'The animal did not cross the street because it was too tired.', '68-23 = ', '请接龙：大学'];
+
+/** For a translator: what it reads. */
+const SENTENCES = ['我爱你。', 'I love you.', 'A man is riding a bicycle.'];
 
 export async function mount(host, app) {
   const face = new Inside(host, app);
@@ -24,18 +27,15 @@ class Inside {
   }
 
   async begin() {
-    let page;
-    try {
-      page = await this.app.about();
-    } catch (error) {
-      this.host.replaceChildren(trouble(error, () => { this.host.replaceChildren(); this.begin(); }));
-      return;
-    }
-    this.model = page.model;
+    this.model = await modelOf(this.app, this.host, () => this.begin());
+    if (!this.model) return;
+    this.translates = this.model.kind === 'encoder-decoder';
+    this.made = ''; // the translation that the model was asked for, as nobody wrote one
+    const examples = this.translates ? SENTENCES : EXAMPLES;
     const hash = new URLSearchParams(location.hash.slice(1));
-    this.text = el('textarea', { rows: 2, tLabel: 'textToLook', tHint: 'textToLook', value: hash.get('text') ?? EXAMPLES[0], on: {
+    this.text = el('textarea', { rows: 2, tLabel: 'textToLook', tHint: 'textToLook', value: hash.get('text') ?? examples[0], on: {
       keydown: (event) => { if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) { event.preventDefault(); this.look(); } } } });
-    this.target = el('textarea', { rows: 2, tLabel: 'targetToLook', tHint: 'targetToLook', value: hash.get('target') ?? '', hidden: this.model.kind !== 'encoder-decoder' });
+    this.target = el('textarea', { rows: 2, tLabel: 'targetToLook', tHint: 'targetToLook', value: hash.get('target') ?? '', hidden: !this.translates });
     this.note = el('p', { class: 'mute small', role: 'status' });
     this.where = el('p', { class: 'fromchat small', hidden: true }, el('span', { t: 'fromChat' }), iconButton('close', 'ownText', () => { this.messages = null; this.look(); }));
     this.neighbours = new NeighboursView();
@@ -47,7 +47,7 @@ class Inside {
     this.trouble = el('div');
     const form = el('form', { class: 'card ask', on: { submit: (event) => { event.preventDefault(); this.messages = null; this.look(); } } },
       el('div', { class: 'asked' }, this.text, this.target, el('button', { class: 'primary', t: 'look' })), this.where,
-      el('div', { class: 'row examples' }, EXAMPLES.map((text) => el('button', { type: 'button', class: 'small', on: { click: () => { this.text.value = text; this.messages = null; this.look(); } } }, text))), this.note);
+      el('div', { class: 'row examples' }, examples.map((text) => el('button', { type: 'button', class: 'small', on: { click: () => { this.text.value = text; this.messages = null; this.look(); } } }, text))), this.note);
     this.host.append(el('div', { class: 'page' }, el('h1', { class: 'sr', t: 'inside' }), form, this.trouble, this.steps.host, this.attention.host, this.lens.host,
       el('div', { class: 'two' }, this.neighbours.host, this.positions.host), this.parameters.host, el('p', { class: 'mute small caution', t: 'caution' })));
     await this.shown(true);
@@ -64,6 +64,8 @@ class Inside {
 
   async look() {
     const asked = ++this.asked;
+    await this.translate(asked);
+    if (asked !== this.asked) return;
     this.where.hidden = !this.messages;
     if (!this.messages) history.replaceState(null, '', `/inside#${new URLSearchParams({ text: this.text.value, ...(this.target.value ? { target: this.target.value } : {}) })}`);
     const body = this.messages ? { messages: this.messages } : { text: this.text.value, target: this.target.value };
@@ -89,6 +91,17 @@ class Inside {
     } finally {
       if (asked === this.asked) this.host.removeAttribute('aria-busy');
     }
+  }
+
+  /** What a translator makes of the text, unless somebody wrote what it is to have written. */
+  async translate(asked) {
+    if (!this.translates || this.messages || !this.text.value.trim() || this.target.value.trim() !== this.made) return;
+    try {
+      const { choices } = await send('POST', '/v1/completions', { prompt: this.text.value });
+      if (asked !== this.asked) return;
+      this.made = choices[0].text.trim();
+      this.target.value = this.made;
+    } catch { /* too long, or no text: what is asked for next says so */ }
   }
 
   async nearest(id) {

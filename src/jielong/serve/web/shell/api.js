@@ -144,6 +144,19 @@ function askForKey() {
   return asked;
 }
 
+/**
+ * What GET /api/page says of the model. null when it cannot be told: then the trouble stands in `host`, with a button
+ * that begins anew.
+ */
+export async function modelOf(app, host, begin) {
+  try {
+    return (await app.about()).model;
+  } catch (error) {
+    host.replaceChildren(trouble(error, () => { host.replaceChildren(); begin(); }));
+    return null;
+  }
+}
+
 /** A message where something was to stand, with a button that tries again when there is a way to. */
 export function trouble(error, again) {
   return el('div', { class: 'trouble', role: 'alert' }, el('p', {}, error.message),
