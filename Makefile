@@ -33,6 +33,7 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
+	$(BIN)/jielong bench products attention memory
 	$(BIN)/python benchmarks/training_speed.py
 	$(BIN)/python benchmarks/decode_speed.py
 

@@ -12,84 +12,24 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from table import machine, markdown_table
 from timing import interleaved, median_ratio, runtimes, speed_parser
-from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-import jielong
-from jielong import Engine, Runtime, Tokenizer, Transformer, World
+from jielong import Runtime, Tokenizer, World
+from jielong.bench.decoding import OURS, THEIRS, Decode, agreement, build, our_decode, their_decode
 from jielong.launch import relaunch_with_allocator
-from jielong.model.presets import preset_config
 from jielong.runtime import environment
-
-OURS, THEIRS = "jielong", "transformers"
-Decode = Callable[[], list[list[int]]]  # the new tokens of every row
-
-
-def build(preset: str, tokenizer: Tokenizer, options: argparse.Namespace, runtime: Runtime) -> Transformer:
-    """A decoder with random weights: speed does not depend on what they say.
-
-    The layers' are ten times as large as at the start of a training, for a tied model would else repeat its last token
-    for ever, and equal tokens would prove nothing.
-    """
-    length = options.prompt_tokens + options.new_tokens
-    model = Transformer(preset_config(preset, tokenizer.vocab_size, length))
-    model.init_weights(runtime.generator("weights"))
-    with torch.no_grad():
-        for parameter in model.layers.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(10)
-    return model.eval()
-
-
-def our_decode(
-    model: Transformer, tokenizer: Tokenizer, prompts: list[list[int]], num_new: int, runtime: Runtime
-) -> Decode:
-    engine = Engine(model.to(runtime.device), tokenizer, runtime)
-
-    def decode() -> list[list[int]]:
-        found = engine.generate(prompts, max_new_tokens=num_new, temperature=0.0, stop_ids=(), batch_rows=len(prompts))
-        return [completion.tokens for completion in found]
-
-    return decode
-
-
-def their_decode(
-    model: Transformer, tokenizer: Tokenizer, prompts: list[list[int]], num_new: int, runtime: Runtime
-) -> Decode:
-    with tempfile.TemporaryDirectory() as folder:
-        jielong.save(model, tokenizer, folder)
-        theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=runtime.dtype)
-    theirs.to(runtime.device).eval()
-    theirs.generation_config.eos_token_id = None  # never stop early
-    ids = torch.tensor(prompts, device=runtime.device)  # (B, T)
-
-    def decode() -> list[list[int]]:
-        out = theirs.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_new, do_sample=False
-        )
-        return list(out[:, ids.shape[1] :].tolist())
-
-    return decode
-
-
-def agreement(ours: list[list[int]], theirs: list[list[int]]) -> float:
-    """Share of new tokens that are equal, place by place."""
-    pairs = [pair for row, other in zip(ours, theirs, strict=True) for pair in zip(row, other, strict=True)]
-    return sum(mine == other for mine, other in pairs) / len(pairs)
 
 
 def measure(
     preset: str, num_rows: int, runtime: Runtime, tokenizer: Tokenizer, options: argparse.Namespace
 ) -> list[list[str]]:
     """The rows of the table for one preset, batch and precision."""
-    model = build(preset, tokenizer, options, runtime)
+    model = build(preset, tokenizer, options.prompt_tokens + options.new_tokens, runtime)
     shape = (num_rows, options.prompt_tokens)
     prompts = torch.randint(256, shape, generator=runtime.generator("prompts", num_rows)).tolist()
     decoders = {

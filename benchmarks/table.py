@@ -1,28 +1,5 @@
-"""Markdown tables, and the machine in a line."""
+"""Markdown tables, and the machine in a line: what `jielong bench` prints with."""
 
-from __future__ import annotations
+from jielong.bench.table import machine, markdown_table
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns also line up as plain text."""
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )
-
-
-def machine(environment: Mapping[str, Any]) -> str:
-    """One line out of what jielong.runtime.environment, or a report, says about the machine."""
-    parts = [
-        str(environment.get("cpu", "unknown processor")),
-        f"{environment.get('cores', '?')} cores, {environment.get('threads', '?')} threads",
-        f"device {environment.get('device', '?')}",
-        f"Python {environment.get('python', '?')}",
-        f"torch {environment.get('torch', '?')}",
-        f"allocator {'tuned' if environment.get('allocator_tuned') else 'as it comes'}",
-    ]
-    return ", ".join(parts)
+__all__ = ["machine", "markdown_table"]

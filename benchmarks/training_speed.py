@@ -13,64 +13,15 @@ import argparse
 import statistics
 import sys
 
-import torch
 from table import machine, markdown_table
-from timing import Work, interleaved, median_ratio, runtimes, speed_parser
-from transformers import LlamaConfig, LlamaForCausalLM
+from timing import interleaved, median_ratio, runtimes, speed_parser
 
-from jielong import Batch, ModelConfig, Runtime, Transformer, train_step
+from jielong import Runtime
+from jielong.bench.training import OURS, THEIRS, UNPACKED, make_batch, our_step, their_step
 from jielong.launch import relaunch_with_allocator
-from jielong.model.hf import config_to_hf
 from jielong.model.presets import preset_config
 from jielong.plan.cost import flops_per_token, probe_flops
 from jielong.runtime import environment
-from jielong.train.objectives import next_token
-from jielong.train.optim import OptimizerConfig, build_optimizer
-
-CLIP = 1.0
-THEIRS = "transformers, unpacked"
-
-
-def make_batch(config: ModelConfig, num_rows: int, documents_per_row: int, runtime: Runtime) -> Batch:
-    """Rows of random tokens, each cut into documents of equal length."""
-    length = config.max_length
-    tokens = torch.randint(config.vocab_size, (num_rows, length), generator=runtime.generator("tokens"))  # (B, T)
-    segments = (1 + torch.arange(length) * documents_per_row // length).int().repeat(num_rows, 1)  # (B, T)
-    mask = torch.zeros(num_rows, length, dtype=torch.bool)
-    mask[:, 1:] = segments[:, 1:] == segments[:, :-1]
-    return Batch(tokens, mask, segments, int(mask.sum())).to(runtime.device)
-
-
-def our_step(config: ModelConfig, batch: Batch, runtime: Runtime) -> Work:
-    model = Transformer(config)
-    model.init_weights(runtime.generator("weights"))
-    model.to(runtime.device).train()
-    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-3))
-
-    def step() -> int:
-        return train_step(model, optimizer, [batch], next_token, runtime, CLIP).num_tokens
-
-    return step
-
-
-def their_step(config: ModelConfig, batch: Batch, runtime: Runtime) -> Work:
-    model: torch.nn.Module = LlamaForCausalLM(LlamaConfig.from_dict({**config_to_hf(config), "use_cache": False}))
-    model.to(runtime.device).train()
-    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-3))
-
-    def step() -> int:
-        optimizer.zero_grad(set_to_none=True)
-        with runtime.autocast():
-            loss = model(input_ids=batch.tokens, labels=batch.tokens).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        loss.item()
-        if runtime.device.type == "cuda":
-            torch.cuda.synchronize(runtime.device)
-        return batch.tokens.numel()
-
-    return step
 
 
 def measure(preset: str, runtime: Runtime, options: argparse.Namespace) -> list[list[str]]:
@@ -79,8 +30,8 @@ def measure(preset: str, runtime: Runtime, options: argparse.Namespace) -> list[
     unpacked = make_batch(config, options.batch_rows, 1, runtime)
     packed = make_batch(config, options.batch_rows, options.documents_per_row, runtime)
     contenders = {
-        "jielong, packed": our_step(config, packed, runtime),
-        "jielong, unpacked": our_step(config, unpacked, runtime),
+        OURS: our_step(config, packed, runtime),
+        UNPACKED: our_step(config, unpacked, runtime),
         THEIRS: their_step(config, unpacked, runtime),
     }
     peak = probe_flops(runtime)

@@ -23,7 +23,7 @@ FLOORS = (
     ("plan", "data", "folder"),
     ("train", "generate"),
     ("align", "evaluate", "lens"),
-    ("serve", "search", "export"),
+    ("serve", "search", "export", "bench"),
     ("cli", "recipe", "stages", "report", "__init__", "__main__"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -39,6 +39,7 @@ EXCEPTIONS = {
     "cli/verbs.py plan": "an argument is an option of the command line",
     "cli/verbs.py complete": "an argument is an option of the command line",
     "cli/evaluating.py evaluate": "an argument is an option of the command line",
+    "cli/benching.py bench": "an argument is an option of the command line",
     "cli/serving.py serve": "an argument is an option of the command line",
     "export/run.py": "handed out alone with numpy: it has no module of ours to lean on; 500 lines at most",
 }

@@ -43,3 +43,9 @@ def relaunch_with_allocator() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(sys.executable, sys.orig_argv, settings)
+
+
+def child_variables(tuned: bool) -> dict[str, str]:
+    """This process's environment for a child: with ALLOCATOR_SETTINGS, or as it would be without them."""
+    given = {key: value for key, value in os.environ.items() if key not in (*ALLOCATOR_SETTINGS, "JIELONG_ALLOCATOR")}
+    return {**given, **ALLOCATOR_SETTINGS, "JIELONG_ALLOCATOR": "set"} if tuned else given

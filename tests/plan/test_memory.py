@@ -9,11 +9,12 @@ import torch
 
 from jielong.errors import UsageError
 from jielong.model.config import ModelConfig
-from jielong.model.logprobs import scored_logprobs
+from jielong.model.logprobs import CHUNK_BYTES, CHUNK_BYTES_ELSEWHERE, summed_nats
 from jielong.model.presets import preset_config
 from jielong.model.transformer import Transformer
 from jielong.plan.count import count_parameters
 from jielong.plan.memory import (
+    CHUNK_COPIES,
     SHARDINGS,
     cache_bytes,
     least_devices,
@@ -34,7 +35,30 @@ def test_weights_by_hand() -> None:
     assert parts["optimizer"] == 8 * num_parameters
     assert parts["copies"] == 2 * num_parameters  # in bfloat16, which the products are made of
     assert training_memory(CONFIG, 512, 64, compute_bytes=4)["copies"] == 0
-    assert training_memory_bytes(CONFIG, 512, 64) == sum(parts.values())
+    # in a step of one micro-batch, gradients take the place of activations; all logits fit into a chunk
+    both = parts["gradients"], parts["activations"]
+    assert min(both) > 0
+    assert training_memory_bytes(CONFIG, 512, 64) == sum(parts.values()) - min(both)
+    assert training_memory_bytes(CONFIG, 512, 64, accumulate=2) == sum(parts.values())
+
+
+def test_logits_by_hand() -> None:
+    """A chunk in four forms, the gradient of hidden states in bfloat16 and that of the unembedding in float32."""
+    ends = 512 * 32 * 2 + 256 * 32 * 4
+    assert training_memory(CONFIG, 512, 64)["logits"] == 4 * 512 * 256 * 4 + ends
+    large = dataclasses.replace(CONFIG, vocab_size=500_000)
+    saved = training_memory(large, 512, 64)["logits"] - 512 * 32 * 2 - 500_000 * 32 * 4
+    assert saved == 4 * CHUNK_BYTES_ELSEWHERE  # 1 GB of logits, a chunk at a time
+    on_cpu, parts = training_memory_bytes(large, 512, 64, accumulate=2), training_memory(large, 512, 64)
+    assert sum(parts.values()) - on_cpu == 4 * (CHUNK_BYTES_ELSEWHERE - CHUNK_BYTES)
+    scalar = dataclasses.replace(CONFIG, head="scalar")
+    assert training_memory(scalar, 512, 64)["logits"] == 0
+
+
+def test_the_backward_pass_works_in_one_layer() -> None:
+    parts = training_memory(CONFIG, 512, 64)
+    assert parts["working"] == parts["activations"] // 3
+    assert training_memory(CONFIG, 512, 64, recompute=True)["working"] == parts["working"]
 
 
 def test_what_each_sharding_divides() -> None:
@@ -112,13 +136,14 @@ def _with_loss(batch: int) -> int:
     tokens = torch.zeros(batch, 64, dtype=torch.int64)
     mask = torch.ones(batch, 64, dtype=torch.bool)
     mask[:, 0] = False
-    return _saved_bytes(model, lambda: scored_logprobs(model, tokens, None, mask, entropy=False))
+    return _saved_bytes(model, lambda: summed_nats(model, model.hidden(tokens), tokens, mask))
 
 
 def test_activations_are_about_what_autograd_keeps() -> None:
     measured = _with_loss(16) - _with_loss(8)
     many, few = (training_memory(CONFIG, rows * 64, 64, compute_bytes=4) for rows in (16, 8))
-    estimated = sum(many[part] - few[part] for part in ("activations", "logits"))
+    chunks = CHUNK_COPIES * 8 * 64 * CONFIG.vocab_size * 4  # which are not kept
+    estimated = sum(many[part] - few[part] for part in ("activations", "logits")) - chunks
     assert estimated == pytest.approx(measured, rel=0.33)
 
 

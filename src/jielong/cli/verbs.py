@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from jielong import __version__
-from jielong.cli import evaluating, exporting, feedback, looking, serving, studies, translating
+from jielong.cli import benching, evaluating, exporting, feedback, looking, serving, studies, translating
 from jielong.config import wants_traceback
 from jielong.errors import JielongError, UsageError
 from jielong.launch import relaunch_with_allocator
@@ -283,6 +283,7 @@ app.command(epilog=feedback.EXAMPLES)(feedback.feedback)
 app.command(epilog=serving.EXAMPLES)(serving.serve)
 app.command(epilog=studies.SEARCH_EXAMPLES)(studies.search)
 app.command(epilog=studies.SCALING_EXAMPLES)(studies.scaling)
+app.command(epilog=benching.EXAMPLES)(benching.bench)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -54,34 +55,34 @@ def forward_flops(config: ModelConfig, length: int) -> dict[str, int]:
     return {"source": source + 2 * head, "target": 0}
 
 
-def probe_flops(runtime: Runtime, seconds: float = 2.0) -> float:
+def probe_flops(runtime: Runtime, seconds: float = 2.0, clock: Callable[[], float] = time.perf_counter) -> float:
     """The best rate, in FLOP/s, at which this machine multiplies matrices in the runtime's dtype, right now.
 
-    It runs products for about `seconds`. Model FLOP/s over this number is what we call MFU.
+    It runs products for about `seconds` by the clock. Model FLOP/s over this number is what we call MFU.
     """
     best = 0.0
     for rows, inner, columns in PROBE_SHAPES:
         x = torch.ones(rows, inner, dtype=runtime.dtype, device=runtime.device)
         weight = torch.ones(columns, inner, dtype=runtime.dtype, device=runtime.device)
-        best = max(best, _rate(x, weight, seconds / len(PROBE_SHAPES)))
+        best = max(best, _rate(x, weight, seconds / len(PROBE_SHAPES), clock))
     return best
 
 
 @torch.no_grad()
-def _rate(x: torch.Tensor, weight: torch.Tensor, seconds: float) -> float:
+def _rate(x: torch.Tensor, weight: torch.Tensor, seconds: float, clock: Callable[[], float]) -> float:
     """FLOP/s of x @ weight^T: the fastest of the repetitions in `seconds`, for others may use the machine too."""
     flops = 2 * x.shape[0] * x.shape[1] * weight.shape[0]
     repeats = 1 if x.device.type == "cpu" else 64  # a product on a GPU is too short to be timed alone
     F.linear(x, weight)
     fastest = float("inf")
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or fastest == float("inf"):
+    end = clock() + seconds
+    while clock() < end or fastest == float("inf"):
         _wait(x.device)
-        start = time.perf_counter()
+        start = clock()
         for _ in range(repeats):
             F.linear(x, weight)
         _wait(x.device)
-        fastest = min(fastest, (time.perf_counter() - start) / repeats)
+        fastest = min(fastest, (clock() - start) / repeats)
     return flops / fastest
 
 

@@ -1,14 +1,16 @@
-"""How much memory training and generating take, from the config alone. Estimates, good to about a third."""
+"""How much memory training and generating take, from the config alone. Estimates: docs/speed.md sets them beside it."""
 
 from __future__ import annotations
 
 from jielong.errors import UsageError
 from jielong.model.config import ModelConfig
 from jielong.model.kernels import KEPT_LENGTH
+from jielong.model.logprobs import CHUNK_BYTES, CHUNK_BYTES_ELSEWHERE
 from jielong.plan.count import count_parameters, num_cross_layers
 
 WEIGHT_BYTES = 4  # weights, gradients and both moments of AdamW are float32
-LOGITS_CHUNK_BYTES = 64 * 2**20  # model/logprobs.py works through the vocabulary in chunks of about this size
+CHUNK_COPIES = 4  # of a chunk of logits: in the compute dtype, in float32, as probabilities, as gradients
+HIDDEN_TOKENS = 0.15  # of a masked language model's tokens have logits, all at once
 # int8 and int4: a 16-bit scale for every 32 weights, as llama.cpp's Q8_0 and Q4_0 have it.
 WEIGHT_BITS = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.5, "int4": 4.5}
 # ddp: every device holds everything. zero-2: gradients and moments are divided among the devices. fsdp: weights too.
@@ -29,9 +31,12 @@ def training_memory(
 
     length: of a row. compute_bytes: 2 for bfloat16, 4 for float32. With two stacks, batch_tokens on either side.
     activations: what the forward pass keeps for the backward one, see `_kept_bytes`; with recompute only the stream
-    that enters each layer, and one layer whole: a third more operations, which MFU does not count. copies: the weights
-    cast to bfloat16; with "fsdp" instead the largest two units gathered in the compute dtype, one in use and one on its
-    way. Raises UsageError for an unknown sharding.
+    that enters each layer, and one layer whole: a third more operations, which MFU does not count. working: the
+    gradients of what one layer keeps, while the backward pass is in it. copies: the weights cast to bfloat16; with
+    "fsdp" instead the largest two units gathered in the compute dtype, one in use and one on its way. logits: chunks of
+    them, and the gradients of the loss, which are made on the way forward.
+    All parts are there at once where gradients of an earlier micro-batch are; see `training_memory_bytes`.
+    Raises UsageError for an unknown sharding.
     """
     if sharding not in SHARDINGS:
         raise UsageError(f"sharding is {sharding!r}; legal are {', '.join(SHARDINGS)}")
@@ -45,15 +50,32 @@ def training_memory(
         "optimizer": 2 * (whole if sharding == "ddp" else WEIGHT_BYTES * mine),
         "copies": 2 * _largest_unit(config) * compute_bytes if sharding == "fsdp" and num_devices > 1 else copies,
         "activations": batch_tokens * _kept_bytes(config, length, compute_bytes, recompute),
-        "logits": min(batch_tokens * config.vocab_size * (compute_bytes + 4), 3 * LOGITS_CHUNK_BYTES),
+        "working": batch_tokens * _kept_bytes(config, length, compute_bytes, False) // _num_layers(config),
+        "logits": _logits_bytes(config, batch_tokens, compute_bytes, CHUNK_BYTES_ELSEWHERE),
     }
+
+
+def _num_layers(config: ModelConfig) -> int:
+    return config.encoder_layers + config.decoder_layers
+
+
+def _logits_bytes(config: ModelConfig, batch_tokens: int, compute_bytes: int, chunk_bytes: int) -> int:
+    """Of a language model chunks of float32 logits of chunk_bytes, and the gradients of hidden states and unembedding.
+
+    Of a masked one the logits of all hidden tokens. Other heads make few numbers a row.
+    """
+    if config.head == "masked_lm":
+        return round(HIDDEN_TOKENS * batch_tokens) * config.vocab_size * (compute_bytes + 4)
+    if config.head != "lm":
+        return 0
+    chunks = CHUNK_COPIES * min(batch_tokens * config.vocab_size * 4, chunk_bytes)
+    return chunks + batch_tokens * config.width * compute_bytes + WEIGHT_BYTES * config.vocab_size * config.width
 
 
 def _largest_unit(config: ModelConfig) -> int:
     """Parameters of what is gathered at once: a layer, or the embedding where that is larger."""
     parts = count_parameters(config)
-    layers = config.encoder_layers + config.decoder_layers
-    return max((parts["attention"] + parts["ffn"] + parts["router"]) // layers, parts["embedding"])
+    return max((parts["attention"] + parts["ffn"] + parts["router"]) // _num_layers(config), parts["embedding"])
 
 
 def _kept_bytes(config: ModelConfig, length: int, compute_bytes: int, recompute: bool) -> int:
@@ -97,9 +119,18 @@ def _probabilities(config: ModelConfig, length: int, causal: bool) -> int:
     return config.num_heads * (length + 64) // 2 if causal else everything
 
 
-def training_memory_bytes(config: ModelConfig, batch_tokens: int, length: int, compute_bytes: int = 2) -> int:
-    """The sum of `training_memory` on one device."""
-    return sum(training_memory(config, batch_tokens, length, compute_bytes).values())
+def training_memory_bytes(
+    config: ModelConfig, batch_tokens: int, length: int, compute_bytes: int = 2, accumulate: int = 1
+) -> int:
+    """The most that training on a CPU holds at once, beside what Python and its libraries do.
+
+    accumulate: micro-batches a step. With one, gradients come as fast as activations go, and the smaller of the two
+    fits into the place of the larger.
+    """
+    parts = training_memory(config, batch_tokens, length, compute_bytes)
+    parts["logits"] = _logits_bytes(config, batch_tokens, compute_bytes, CHUNK_BYTES)
+    shared = min(parts["gradients"], parts["activations"]) if accumulate == 1 else 0
+    return sum(parts.values()) - shared
 
 
 def least_devices(config: ModelConfig, length: int, memory_bytes: int) -> int | None:

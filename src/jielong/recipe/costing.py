@@ -74,11 +74,11 @@ def model_config(sizes: dict[str, Any], vocab_size: int, context_tokens: int) ->
     return ModelConfig(vocab_size=vocab_size, max_length=context_tokens, **sizes)
 
 
-def _training(model: ModelConfig, tokens: int, batch_tokens: int, rate: float) -> dict[str, Any]:
+def _training(model: ModelConfig, tokens: int, batch_tokens: int, rate: float, accumulate: int = 1) -> dict[str, Any]:
     return {
         "tokens": tokens,
         "flops": tokens * flops_per_token(model, model.max_length),
-        "memory_bytes": training_memory_bytes(model, batch_tokens, model.max_length),
+        "memory_bytes": training_memory_bytes(model, batch_tokens, model.max_length, accumulate=accumulate),
         "seconds": estimate_seconds(model, tokens, model.max_length, rate),
     }
 
@@ -146,7 +146,7 @@ def _over_corpus(settings: Any, state: _State, model: ModelConfig, rate: float) 
         tokens = settings.epochs * corpus_tokens if corpus_tokens else None
     if tokens is None:
         return {"memory_bytes": training_memory_bytes(model, batch_tokens, settings.context_tokens)}
-    return _training(model, round(tokens), batch_tokens, rate)
+    return _training(model, round(tokens), batch_tokens, rate, settings.accumulate)
 
 
 def _translate(settings: Any, state: _State) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def _sft(settings: Any, state: _State) -> dict[str, Any]:
         tokens = settings.epochs * settings.num_conversations * TOKENS_PER_CONVERSATION
     else:
         return {"memory_bytes": training_memory_bytes(state.model, batch_tokens, state.model.max_length)}
-    return _training(state.model, round(tokens), batch_tokens, state.training_rate)
+    return _training(state.model, round(tokens), batch_tokens, state.training_rate, settings.accumulate)
 
 
 def _reward(settings: Any, state: _State) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class RunSettings(Settings):
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: Count | None = None
+    compile: bool = False  # the layers, by torch.compile, where a compiler is there
     # How several processes share the work. None of these changes what is computed; see docs/distributed.md.
     sharding: Literal["none", "full", "hybrid"] = "none"  # weights: each has all, a part, or a part per machine
     tensor_parallel: Count = 1  # processes that compute each a part of every layer, for the same rows
@@ -212,6 +213,7 @@ class PretrainSettings(Optimisation):
     context_tokens: Annotated[int, Field(ge=8)]
     mixture: dict[str, Positive] | None = None  # source -> weight; without it each source counts by its size
     start: Literal["random", "induction"] = "random"  # induction: with a circuit that copies, see model/induction.py
+    z_loss: Annotated[float, Field(ge=0)] = 0.0  # of (log Z)^2 a token; PaLM has 1e-4, the rest nothing
 
     @model_validator(mode="after")
     def _check_start(self) -> PretrainSettings:

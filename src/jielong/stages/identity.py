@@ -95,6 +95,7 @@ def run_hash(recipe: Recipe, runtime: Runtime) -> str:
             "dtype": str(runtime.dtype),
             "device": runtime.device.type,
             "data": recipe.data_settings(),
+            **({"compile": True} if recipe.run.compile else {}),  # what is compiled rounds otherwise
         }
     )
 
@@ -106,6 +107,8 @@ def stage_hash(recipe: Recipe, stage: Stage, inputs: Inputs, before: str) -> str
         settings.pop("votes", None)
     if stage.kind == "pretrain" and stage.settings.mixture is None:  # nor before it could mix by weight
         settings.pop("mixture")
+    if not settings.get("z_loss"):  # nor before there was one
+        settings.pop("z_loss", None)
     content = {"name": stage.name, "kind": stage.kind, "settings": settings, "before": before}
     if inputs:
         content["inputs"] = inputs

@@ -26,7 +26,7 @@ from jielong.stages.evaluation import check_prompts
 from jielong.stages.tokens import corpus_rows, encode_tokens, mixed
 from jielong.stages.training import micro_batches, train
 from jielong.tokenizer import Tokenizer
-from jielong.train.objectives import next_token
+from jielong.train.objectives import next_token, next_token_and_z
 
 # Beyond these, every n-th row or document is taken: n-grams of more tokens, and longer held-out text, would not fit.
 NGRAM_TOKENS = 1 << 24
@@ -63,7 +63,8 @@ def run_pretrain(context: Context) -> dict[str, Any]:
         nats, num_tokens = heldout_nats(model, heldout, context.runtime)
         return {"heldout_loss_nats": nats / num_tokens, "heldout_bits_per_byte": bits_per_byte(nats, heldout_bytes)}
 
-    totals = train(context, model, next_token, loader.batches, num_steps, evaluate)
+    objective = next_token_and_z(settings.z_loss) if settings.z_loss else next_token
+    totals = train(context, model, objective, loader.batches, num_steps, evaluate)
     save(model, tokenizer, context.folder / "model", context.provenance(totals.steps))
     write_json(context.folder / "samples.json", _continuations(context, model, tokenizer, corpus / "heldout.jsonl"))
     context.progress.say(f"{context.name}: counting n-grams for the baselines")

@@ -17,6 +17,7 @@ from jielong.model.transformer import Transformer
 from jielong.stages.context import Context
 from jielong.train.adapter_folder import save_adapter
 from jielong.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from jielong.train.compiling import compiled_layers
 from jielong.train.loop import FitConfig, StepStats, fit
 from jielong.train.lora import Adapter, attach, merge
 from jielong.train.objectives import Objective
@@ -88,6 +89,23 @@ def train(
     Side effects: metrics.jsonl and checkpoints/ in the stage's folder. Raises TrainingError when a loss is
     not finite.
     """
+    if not context.recipe.run.compile:
+        return _train(context, model, objective, batches, num_steps, evaluate, learned)
+    with compiled_layers(model, context.runtime) as problem:
+        if problem is not None:
+            context.progress.say(f"{context.name}: [run] compile is on, but nothing is compiled: {problem}")
+        return _train(context, model, objective, batches, num_steps, evaluate, learned)
+
+
+def _train(
+    context: Context,
+    model: torch.nn.Module,
+    objective: Objective,
+    batches: Callable[[int], Sequence[Any]],
+    num_steps: int,
+    evaluate: Callable[[int], dict[str, float]] | None,
+    learned: torch.nn.Module | None,
+) -> Totals:
     settings: Optimisation = context.settings
     runtime = context.runtime
     learned = model if learned is None else learned
