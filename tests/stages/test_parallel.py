@@ -109,10 +109,10 @@ def alone(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("sharding", ["none", "full"])
-def test_two_processes_take_the_same_steps_as_one(recipe: Path, alone: Path, tmp_path: Path, sharding: str) -> None:
+@pytest.mark.parametrize("how", ["run.sharding=none", "run.sharding=full", "run.tensor_parallel=2"])
+def test_two_processes_take_the_same_steps_as_one(recipe: Path, alone: Path, tmp_path: Path, how: str) -> None:
     out = tmp_path / "two"
-    ended(start(recipe, out, 2, "--set", f"run.sharding={sharding}"))
+    ended(start(recipe, out, 2, "--set", how))
     assert losses(out, "03-pretrain") == pytest.approx(losses(alone, "03-pretrain"), abs=1e-5)
     assert losses(out, "04-sft") == pytest.approx(losses(alone, "04-sft"), abs=1e-4)
     assert losses(out, "05-reward") == pytest.approx(losses(alone, "05-reward"), abs=1e-4)

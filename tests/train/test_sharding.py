@@ -32,6 +32,7 @@ LAYOUTS = {
     "untied": Layout("full"),
     "hybrid": Layout("hybrid"),
     "recompute": Layout("full"),
+    "meta": Layout("full"),
     "tensor": Layout("none", 2),
 }
 SIZES = {"vocab_size": 41, "max_length": 16, "width": 32, "decoder_layers": 2, "head_size": 8, "ffn_width": 48}
@@ -57,10 +58,17 @@ def rows(step: int) -> Iterator[Batch]:
 def learn(case: str, runtime: Runtime, folder: Path, start: Path | None = None) -> dict[str, list[float]]:
     """Train from the beginning, or from a checkpoint; save one on the way. The losses, gradient norms and weights."""
     model = model_of(case)
+    if case == "meta" and runtime.mesh is not None:
+        with torch.device("meta"):
+            model = Transformer(model.config)
+    if case == "tensor":  # in which nothing but a mistake makes a difference
+        model.double()
     model.recompute = case == "recompute"
     skeleton = sharding.skeleton_of(model)
     if runtime.mesh is not None:
         sharding.shard(model, runtime)
+    if model.embed.weight.is_meta:
+        sharding.fill(model, runtime, torch.Generator().manual_seed(0))
     optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-3), sharding.split_parameters(model))
     first = 0 if start is None else load_checkpoint(start, {"model": model}, {"optimizer": optimizer}, runtime)[0]
     found: dict[str, list[float]] = {"losses": [], "norms": []}

@@ -164,13 +164,16 @@ class Transformer(HeadedModel):
         arXiv:2009.01325, for the head of a reward model.
         """
         for name, parameter in self.named_parameters():
-            if name.endswith("norm.weight"):
-                parameter.fill_(1.0)
-            elif name.endswith("bias"):
-                parameter.zero_()
-            else:
-                # Drawn on the CPU, so that a seed means the same weights on every device.
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * self._spread(name))
+            parameter.copy_(self.start_of(name, parameter.shape, generator))
+
+    def start_of(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        """What `init_weights` puts into a parameter, which draws for them in their order."""
+        if name.endswith("norm.weight"):
+            return torch.ones(shape)
+        if name.endswith("bias"):
+            return torch.zeros(shape)
+        # Drawn on the CPU, so that a seed means the same weights on every device.
+        return torch.randn(shape, generator=generator) * self._spread(name)
 
     def _spread(self, name: str) -> float:
         """The standard deviation with which a matrix starts."""

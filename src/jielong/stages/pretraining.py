@@ -10,6 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from jielong.data.loader import RowLoader
 from jielong.data.pack import Rows, pack_stream
 from jielong.evaluate.likelihood import bits_per_byte, heldout_nats, scored_bytes
@@ -50,11 +52,7 @@ def run_pretrain(context: Context) -> dict[str, Any]:
     rows = corpus_rows(context, tokenizer)
     heldout_bytes = scored_bytes(heldout, tokenizer)
     config = model_config(settings, tokenizer.vocab_size)
-    model = Transformer(config)
-    generator = context.runtime.generator(context.name, "weights")
-    model.init_weights(generator)
-    if settings.start == "induction":
-        plant_induction(model, generator)
+    model = _beginning(context, config)
     num_rows, num_micro = micro_batches(context)
     loader = RowLoader(rows, num_rows, context.seed, num_micro, mixed(context, rows))
     num_steps = settings.steps(loader.num_steps_per_epoch)
@@ -84,6 +82,19 @@ def run_pretrain(context: Context) -> dict[str, Any]:
         "parameters": sum(count_parameters(config).values()),
         "steps": totals.steps,
     }
+
+
+def _beginning(context: Context, config: ModelConfig) -> Transformer:
+    """The model before its first step; without memory, for `train` to fill, where no process is to hold all of it."""
+    if context.runtime.mesh is not None and context.settings.start == "random":
+        with torch.device("meta"):
+            return Transformer(config)
+    model = Transformer(config)
+    generator = context.runtime.generator(context.name, "weights")
+    model.init_weights(generator)
+    if context.settings.start == "induction":
+        plant_induction(model, generator)
+    return model
 
 
 def heldout_rows(context: Context, tokenizer: Tokenizer, documents: Path) -> Rows:

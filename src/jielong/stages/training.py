@@ -137,13 +137,16 @@ def _train(
 def placed(context: Context, model: torch.nn.Module, learned: torch.nn.Module) -> Iterator[torch.optim.Optimizer]:
     """Within the block the model lies as [run] says, shared out over the processes or not; then it is whole again.
 
-    learned: as for `train`; it goes along. Yields its optimizer. Raises UsageError for what cannot be shared out,
+    learned: as for `train`; it goes along. Yields its optimizer. A model on the meta device, where weights are to be
+    shared out, begins with the weights that the stage's seed draws. Raises UsageError for what cannot be shared out,
     TrainingError when the processes do not begin with the same weights.
     """
     config, runtime = optimizer_config(context.settings), context.runtime
     if isinstance(model, Transformer):
         model.recompute = context.recipe.run.recompute
-    check_equal_weights(model, runtime)
+    weightless = next(model.parameters()).is_meta
+    if not weightless:
+        check_equal_weights(model, runtime)
     if runtime.mesh is None:
         yield build_optimizer(model, config)
         return
@@ -152,6 +155,8 @@ def placed(context: Context, model: torch.nn.Module, learned: torch.nn.Module) -
     transformer = sharding.shardable(model, config)
     skeleton = sharding.skeleton_of(model)
     sharding.shard(transformer, runtime)
+    if weightless:
+        sharding.fill(transformer, runtime, runtime.generator(context.name, "weights"))
     sharding.rebind(learned, model)
     yield build_optimizer(model, config, sharding.split_parameters(model))
     sharding.unshard(transformer, skeleton, runtime)

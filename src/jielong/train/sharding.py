@@ -26,7 +26,7 @@ from jielong.runtime import Runtime
 from jielong.train.lora import Adapter
 from jielong.train.optim import OptimizerConfig
 from jielong.train.parallel import sum_tensors, total_of_all
-from jielong.train.tensor_parallel import in_own_order, split
+from jielong.train.tensor_parallel import in_own_order, row_order, split
 from jielong.train.tensor_parallel import split_parameters as split_parameters
 
 ENTRANCES = ("hidden", "encode")  # methods that objectives call in place of `forward`
@@ -83,6 +83,21 @@ def shard(model: Transformer, runtime: Runtime) -> None:
         register_fsdp_forward_method(model, name)
 
 
+@torch.no_grad()
+def fill(model: Transformer, runtime: Runtime, generator: torch.Generator) -> None:
+    """Give a sharded model that was made on the meta device its memory, and the very weights of `init_weights`.
+
+    A process holds its own parts, and for a moment one whole tensor after the other.
+    """
+    model.to_empty(device=runtime.device)
+    model.build_tables()
+    for name, parameter in model.named_parameters():
+        whole = model.start_of(name, parameter.shape, generator)
+        order = row_order(name, model.config, runtime.tensor_size)
+        placed = placed_like(parameter, whole if order is None else whole[order])
+        _own_part(parameter).copy_(_own_part(placed))
+
+
 def _weights_mesh(mesh: DeviceMesh) -> DeviceMesh:
     """Whom the weights are shared out to: ("shard",), or ("replicate", "shard") where there are several replicas."""
     return mesh["shard"] if mesh["replicate"].size() == 1 else mesh["replicate", "shard"]
@@ -110,6 +125,7 @@ def unshard(model: Transformer, skeleton: nn.Module, runtime: Runtime) -> None:
             module.register_parameter(name, places[id(place)])  # type: ignore[arg-type]
     model.__class__ = skeleton.__class__
     model.__dict__ = skeleton.__dict__
+    model.build_tables()  # which a model from the meta device had not
 
 
 def rebind(adapter: nn.Module, model: nn.Module) -> None:
@@ -162,7 +178,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], clip: float, runtime: Run
     if not own:
         own_sum = 0.0
     else:
-        norms = torch.stack([torch.linalg.vector_norm(part, dtype=torch.float32) for part in own]).double()
+        norms = torch.stack(torch._foreach_norm(own)).double()
         copies = torch.tensor([_num_copies(grad, runtime) for grad in grads], device=norms.device)
         own_sum = float((norms.square() / copies).sum())
     norm = math.sqrt(total_of_all([own_sum], runtime)[0])
