@@ -1,6 +1,6 @@
 """The way from text to batches: tokens a second of the loader, megabytes a second of encoding, and what start-up costs.
 
-    python benchmarks/loader_speed.py [--megabytes 1 100 1000] [--row-tokens 1024] [--directory DIR]
+    python benchmarks/loader_speed.py [--megabytes 1 100 1000] [--row-tokens 1024] [--text FILE] [--directory DIR]
 
 Everything runs on one thread, and seconds are the processor's, so that a machine that does other work spoils them
 least. Corpora are the built-in world's text over and over, encoded once and then repeated on the disk, so that a
@@ -23,7 +23,6 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from table import machine, markdown_table
@@ -33,7 +32,7 @@ BATCH_ROWS = 32
 STEPS = 64  # of one measurement
 
 
-def write_text(path: Path, num_bytes: int) -> None:
+def write_world(path: Path, num_bytes: int) -> None:
     """Documents of the built-in world, as the curation leaves them."""
     from jielong import World
 
@@ -42,16 +41,43 @@ def write_text(path: Path, num_bytes: int) -> None:
             file.write(json.dumps({"text": document.text, "source": document.source}, ensure_ascii=False) + "\n")
 
 
-def encoding_rates(documents: Path, tokenizer: Path, folder: Path, repeats: int) -> list[float]:
-    """Megabytes of documents.jsonl a second of the processor: reading, parsing, encoding, writing and hashing."""
+def write_text(path: Path, source: Path, num_bytes: int) -> None:
+    """Documents of another file, whole, up to so many bytes of text."""
+    from jielong.data.sources import Source, read_documents
+
+    with open(path, "w", encoding="utf-8") as file:
+        for document in read_documents(Source("text", str(source.resolve())), Path()):
+            num_bytes -= len(document.text.encode())
+            file.write(json.dumps({"text": document.text, "source": "text"}, ensure_ascii=False) + "\n")
+            if num_bytes <= 0:
+                break
+
+
+def read_texts(documents: Path) -> list[str]:
+    with open(documents, encoding="utf-8") as file:
+        return [json.loads(line)["text"] for line in file]
+
+
+def encoding_rows(documents: Path, folder: Path, options: argparse.Namespace) -> list[list[str]]:
+    """Megabytes of text a second of the processor: reading, parsing, encoding, writing and hashing."""
+    from jielong import Tokenizer
     from jielong.data.encoding import Plan, encode_corpus
 
-    rates = []
-    for turn in range(repeats):
-        started = time.process_time()
-        encode_corpus(folder / f"turn-{turn}", Plan(documents, tokenizer), 1)
-        rates.append(documents.stat().st_size / 1e6 / (time.process_time() - started))
-    return rates
+    texts, rows = read_texts(documents), []
+    num_bytes = sum(len(text.encode()) for text in texts)
+    for vocab_size in options.vocab_sizes:
+        tokenizer = folder / f"tokenizer-{documents.stem}-{vocab_size}"
+        Tokenizer.train(texts[: max(1, len(texts) // 4)], vocab_size).save(tokenizer)
+        Tokenizer.load(tokenizer)  # once before: what is imported late is not counted
+        rates = []
+        for turn in range(options.repeats):
+            started = time.process_time()
+            plan = Plan(documents, tokenizer)
+            encode_corpus(folder / f"encoded-{documents.stem}-{vocab_size}-{turn}", plan, 1)
+            rates.append(num_bytes / 1e6 / (time.process_time() - started))
+        told = (f"{rate:.1f}" for rate in (statistics.median(rates), min(rates), max(rates)))
+        rows.append([documents.stem, f"{num_bytes / 1e6:.1f} MB", str(vocab_size), *told])
+    return rows
 
 
 def repeat_shard(source: Path, folder: Path, times: int) -> None:
@@ -95,8 +121,9 @@ class Reader:
     def seconds_per_token(self, num_steps: int) -> float:
         """Of the processor, over so many steps from where it is."""
         started, num_tokens = time.process_time(), 0
-        for self._step in range(self._step + 1, self._step + 1 + num_steps):
-            num_tokens += self.loader.batches(self._step)[0].tokens.numel()
+        for step in range(self._step, self._step + num_steps):
+            num_tokens += self.loader.batches(step)[0].tokens.numel()
+        self._step += num_steps
         return (time.process_time() - started) / num_tokens
 
     def one_pass(self) -> float:
@@ -153,37 +180,34 @@ def loader_rows(folders: dict[str, Path], options: argparse.Namespace) -> list[l
     return rows
 
 
+def make_corpora(folder: Path, options: argparse.Namespace) -> dict[str, Path]:
+    """Label -> a folder of shards of the world's text; beyond what was encoded, the same again and again."""
+    from jielong.data.encoding import Plan, encode_corpus
+
+    vocab_size, folders = options.vocab_sizes[0], {}
+    for megabytes in options.megabytes:
+        target = folders[f"{megabytes:g} MB"] = folder / f"{megabytes:g}"
+        if megabytes * 1e6 >= TEXT_BYTES:
+            repeat_shard(folder / f"encoded-world-{vocab_size}-0", target, round(megabytes * 1e6 / TEXT_BYTES))
+        else:
+            write_world(folder / "small.jsonl", round(megabytes * 1e6))
+            encode_corpus(target, Plan(folder / "small.jsonl", folder / f"tokenizer-world-{vocab_size}"), 1)
+    return folders
+
+
 def run(options: argparse.Namespace, folder: Path) -> None:
-    from jielong import Tokenizer, detect
+    from jielong import detect
     from jielong.runtime import environment
 
-    documents = folder / "documents.jsonl"
-    write_text(documents, TEXT_BYTES)
-    with open(documents, encoding="utf-8") as file:
-        texts = [json.loads(line)["text"] for line in file]
-    text_bytes = sum(len(text.encode()) for text in texts)
-    rows = []
-    for vocab_size in options.vocab_sizes:
-        tokenizer = folder / f"tokenizer-{vocab_size}"
-        Tokenizer.train(texts[: len(texts) // 4], vocab_size).save(tokenizer)
-        rates = encoding_rates(documents, tokenizer, folder / f"encoded-{vocab_size}", options.repeats)
-        rows.append([str(vocab_size), *(f"{rate:.1f}" for rate in (statistics.median(rates), min(rates), max(rates)))])
-    print(markdown_table(["vocabulary", "MB/s a core", "slowest", "fastest"], rows) + "\n")
-    folders: dict[str, Path] = {}
-    for megabytes in options.megabytes:
-        folders[f"{megabytes:g} MB"] = folder / f"{megabytes:g}"
-        encoded = folder / f"encoded-{options.vocab_sizes[0]}" / "turn-0"
-        if megabytes * 1e6 >= text_bytes:
-            repeat_shard(encoded, folder / f"{megabytes:g}", round(megabytes * 1e6 / text_bytes))
-        else:
-            write_text(folder / "small.jsonl", round(megabytes * 1e6))
-            from jielong.data.encoding import Plan, encode_corpus
-
-            plan = Plan(folder / "small.jsonl", folder / f"tokenizer-{options.vocab_sizes[0]}")
-            encode_corpus(folder / f"{megabytes:g}", plan, 1)
+    write_world(folder / "world.jsonl", TEXT_BYTES)
+    rows = encoding_rows(folder / "world.jsonl", folder, options)
+    if options.text is not None:
+        write_text(folder / "text.jsonl", options.text, TEXT_BYTES)
+        rows += encoding_rows(folder / "text.jsonl", folder, options)
+    print(markdown_table(["text", "size", "vocabulary", "MB/s a core", "slowest", "fastest"], rows) + "\n")
     header = ["corpus", "tokens", "loader, tokens/s", "ns a token", "beside the smallest", "first pass", "start",
               "process", "peak memory"]  # fmt: skip
-    print(markdown_table(header, loader_rows(folders, options)) + "\n")
+    print(markdown_table(header, loader_rows(make_corpora(folder, options), options)) + "\n")
     print(machine(environment(detect(threads=1))))
 
 
@@ -195,6 +219,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--vocab-sizes", type=int, nargs="+", default=[4096, 32768], help="the loader reads the first's"
     )
+    parser.add_argument("--text", type=Path, help="another file of text to encode, as a recipe's source may be")
     parser.add_argument("--row-tokens", type=int, default=1024)
     parser.add_argument("--turns", type=int, default=21, help="of each corpus size; medians over them are told")
     parser.add_argument("--repeats", type=int, default=3, help="of encoding and of starts")
