@@ -14,7 +14,10 @@ WEIGHTS = st.lists(st.floats(0.1, 10.0), min_size=1, max_size=6)
 @settings(max_examples=50, deadline=None)
 @given(weights=WEIGHTS)
 def test_shares_are_those_of_the_weights(weights: list[float]) -> None:
-    sources, _ = Mixture(weights).at(np.arange(3 * CYCLE_ROWS))
+    mixture = Mixture(weights)
+    sources, _ = mixture.at(np.arange(3 * CYCLE_ROWS))
+    for num in (0, 5, CYCLE_ROWS, 2 * CYCLE_ROWS + 77):
+        assert mixture.totals(num).tolist() == np.bincount(sources[:num], minlength=len(weights)).tolist()
     for number, weight in enumerate(weights):
         assert abs((sources == number).sum() / len(sources) - weight / sum(weights)) <= 1 / CYCLE_ROWS
 

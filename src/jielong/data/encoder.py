@@ -57,8 +57,10 @@ class Encoder:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._tokenizer = Tokenizer.load(job.tokenizer)
-        self._tokenizer.speed_up()
+        tokenizer = Tokenizer.load(job.tokenizer)
+        tokenizer.speed_up()
+        self._encode = tokenizer.encode
+        self._before, self._after = tokenizer.document_edges
         self._numbers = {name: number for number, name in enumerate(job.sources)}
 
     def encode(self, begin: int, end: int) -> Encoded:
@@ -89,9 +91,9 @@ class Encoder:
                 f"{self._job.documents}, byte {place}: the document is from {source!r}, which the mixture does not "
                 f"name; it names {', '.join(self._numbers)}"
             )
-        ids = self._tokenizer.document(self._tokenizer.encode(text))
+        ids = [*self._before, *self._encode(text), *self._after]
         if ids:
-            found[number][0].extend(ids)
+            found[number][0].fromlist(ids)
             found[number][1].append(len(ids))
         return number
 

@@ -49,6 +49,11 @@ class Mixture:
         for source, count in enumerate(counts):
             self._turns[self._owners == source] = np.arange(count)
 
+    def totals(self, num: int) -> Ints:
+        """(S,) of the first `num` places, how many are each source's."""
+        cycles, rest = divmod(num, CYCLE_ROWS)
+        return cycles * self.counts + np.bincount(self._owners[:rest], minlength=len(self.counts))
+
     def at(self, places: Ints) -> tuple[Ints, Ints]:
         """(sources, turns), (n,) int64 each: whose row stands at each place, and the how manieth of that source it is,
         from 0.

@@ -25,7 +25,7 @@ from jielong.plan.cost import flops_per_token, probe_flops
 from jielong.plan.count import count_parameters
 from jielong.stages.context import Context, each_jsonl, write_json
 from jielong.stages.evaluation import check_prompts
-from jielong.stages.tokens import corpus_rows, encode_tokens, mixed
+from jielong.stages.tokens import corpus_rows, encode_tokens, epochs_by_source, mixed
 from jielong.stages.training import micro_batches, train
 from jielong.tokenizer import Tokenizer
 from jielong.train.objectives import next_token, next_token_and_z
@@ -79,6 +79,7 @@ def run_pretrain(context: Context) -> dict[str, Any]:
         "tokens_seen": totals.tokens,
         "training_tokens": rows.num_scored,
         "ngram_tokens": counted.num_scored,
+        **epochs_by_source(context, rows, totals.steps * num_rows * num_micro),
         "parameters": sum(count_parameters(config).values()),
         "steps": totals.steps,
     }

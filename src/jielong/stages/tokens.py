@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jielong.data.encoding import ONE_SOURCE, Plan, encode_corpus
+from jielong.data.mixture import Mixture
 from jielong.data.shards import INDEX, open_streams, read_index, verify
 from jielong.data.stream import StreamRows
 from jielong.runtime import available_cores
@@ -58,6 +59,16 @@ def mixed(context: Context, rows: StreamRows) -> tuple[Sequence[int], Sequence[f
     if context.settings.mixture is None:
         return None
     return rows.sizes, [context.settings.mixture[name] for name in _sources(context)]
+
+
+def epochs_by_source(context: Context, rows: StreamRows, num_rows: int) -> dict[str, dict[str, float]]:
+    """A figure: how often each source of the mixture was read in so many rows; none without a mixture."""
+    told = mixed(context, rows)
+    if told is None:
+        return {}
+    read = Mixture(told[1]).totals(num_rows)
+    epochs = (int(num) / size for num, size in zip(read, told[0], strict=True))
+    return {"epochs_by_source": dict(zip(_sources(context), epochs, strict=True))}
 
 
 def _sources(context: Context) -> tuple[str, ...]:

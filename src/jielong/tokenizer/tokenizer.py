@@ -220,8 +220,13 @@ class Tokenizer:
 
     def document(self, ids: Sequence[int]) -> list[int]:
         """The ids of a text as a document to learn from: what stands before it, the text, and the end of a document."""
-        end = () if self.eos_id is None else (self.eos_id,)
-        return [*self.prefix_ids, *ids, *end]
+        before, after = self.document_edges
+        return [*before, *ids, *after]
+
+    @property
+    def document_edges(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What stands before a document to learn from, and what ends it."""
+        return self.prefix_ids, () if self.eos_id is None else (self.eos_id,)
 
     def decode_bytes(self, ids: Iterable[int], after: Iterable[int] = ()) -> bytes:
         """The bytes that the ids stand for; control tokens stand for none. Raises UsageError for an id out of range.
