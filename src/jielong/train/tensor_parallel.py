@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
 from jielong.errors import UsageError
 from jielong.model.attention import NormedAttention
@@ -59,7 +59,7 @@ def split(model: Transformer, mesh: DeviceMesh) -> None:
     _reorder(model, parts)
     for layer in (*model.encoder, *model.layers):
         assert isinstance(layer, Layer)
-        plan = {
+        plan: dict[str, ParallelStyle] = {
             name: RowwiseParallel() if name.endswith(("out", "down")) else ColwiseParallel()
             for name, module in layer.named_modules()
             if isinstance(module, nn.Linear)
