@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from jielong.errors import JielongError
+from jielong.stages.pipeline import run_recipe
+
 PRETRAINED = """
 [run]
 name = "micro"
@@ -65,6 +68,14 @@ ptx_rows = 2
 learning_rate = 1e-3
 critic_learning_rate = 1e-3
 judged_prompts = 4
+[dpo]
+comparisons = "reward"
+beta = 0.1
+num_steps = 3
+batch_rows = 4
+learning_rate = 1e-3
+max_new_tokens = 16
+judged_prompts = 4
 """
 STEPS = 30
 
@@ -116,6 +127,7 @@ def test_two_processes_take_the_same_steps_as_one(recipe: Path, alone: Path, tmp
     assert losses(out, "03-pretrain") == pytest.approx(losses(alone, "03-pretrain"), abs=1e-5)
     assert losses(out, "04-sft") == pytest.approx(losses(alone, "04-sft"), abs=1e-4)
     assert losses(out, "05-reward") == pytest.approx(losses(alone, "05-reward"), abs=1e-4)
+    assert losses(out, "07-dpo") == pytest.approx(losses(alone, "07-dpo"), abs=1e-4)
     for name in ("proxy_reward", "kl_nats_per_reply", "policy_loss", "critic_loss", "ptx_loss_nats", "reply_tokens"):
         mine, theirs = (losses(folder, "06-ppo", name) for folder in (out, alone))
         assert len(mine) == 2 and mine == pytest.approx(theirs, abs=2e-3), name
@@ -151,3 +163,20 @@ def test_rows_that_cannot_be_shared_are_told_before_training(recipe: Path, tmp_p
         "[pretrain] batch_rows = 3 cannot be shared equally by 2 processes; nearest: [pretrain] batch_rows = 2"
         in told[0]
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["run.tensor_parallel=3"], "[run] tensor_parallel = 3 must divide"),
+        (["run.sharding=hybird"], "sharding"),
+        (["run.sharding=full", "pretrain.optimizer=muon"], '[pretrain]: optimizer = "muon" makes whole matrices'),
+        (["run.tensor_parallel=2", 'pretrain.model={preset="jie-xs",num_heads=3,num_kv_heads=1}'], "num_heads = 3"),
+    ],
+)
+def test_layouts_that_do_not_fit_are_told_before_anything_runs(
+    recipe: Path, tmp_path: Path, settings: list[str], told: str
+) -> None:
+    with pytest.raises(JielongError) as caught:
+        run_recipe(recipe, tmp_path / "not", overrides=settings, quiet=True)
+    assert told in str(caught.value) and not (tmp_path / "not").exists()

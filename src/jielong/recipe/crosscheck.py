@@ -9,7 +9,9 @@ from jielong.config import Settings
 from jielong.data.pairs import couples
 from jielong.data.world.world import SKILLS
 from jielong.errors import RecipeError, UsageError, nearest
+from jielong.model.config import ModelConfig
 from jielong.recipe.promotion import check_promotion
+from jielong.train.parallel import check_divisible
 
 if TYPE_CHECKING:
     from jielong.recipe.recipe import Recipe, Stage
@@ -55,6 +57,7 @@ def crosscheck(recipe: Recipe, where: str) -> None:
     _check_sources(recipe, where)
     _check_world(recipe, where)
     _check_lengths(recipe, where)
+    _check_layout(recipe, where)
 
 
 def _check_order(stage: Stage, before: tuple[Stage, ...], after: tuple[Stage, ...], here: str) -> None:
@@ -260,3 +263,31 @@ def _check_lengths(recipe: Recipe, where: str) -> None:
                     f"{where} [{stage.name}]: max_new_tokens = {longest} leaves no room for a prompt in "
                     f"context_tokens = {context_tokens} of the pretrain stage; lower it or raise that"
                 )
+
+
+def _check_layout(recipe: Recipe, where: str) -> None:
+    """What [run] says of several processes fits every stage that learns, however many there will be."""
+    run = recipe.run
+    if run.sharding == "none" and run.tensor_parallel == 1:
+        return
+    how = f"tensor_parallel = {run.tensor_parallel}" if run.tensor_parallel > 1 else f'sharding = "{run.sharding}"'
+    for stage in recipe.stages:
+        here, settings = f"{where} [{stage.name}]", stage.settings.__dict__
+        if stage.kind == "translate":
+            raise RecipeError(
+                f"{here}: a stage of kind translate averages whole weights and decodes while it learns, so [run] {how} "
+                "is not for it; leave that out"
+            )
+        if settings.get("optimizer") == "muon":
+            raise RecipeError(
+                f'{here}: optimizer = "muon" makes whole matrices orthogonal, and with [run] {how} no process has one; '
+                'set optimizer = "adamw", or leave that out'
+            )
+        if run.tensor_parallel > 1 and settings.get("lora") is not None and stage.kind not in POLICIES:
+            raise RecipeError(f"{here}: layers with an adapter are not cut into parts; delete lora, or [run] {how}")
+        if stage.kind in ("pretrain", "mlm"):
+            config = ModelConfig(vocab_size=1, max_length=1, **stage.settings.model.sizes())
+            try:
+                check_divisible(config, run.tensor_parallel)
+            except UsageError as error:
+                raise RecipeError(f"{here}: {error}") from None

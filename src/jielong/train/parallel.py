@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from jielong.errors import TrainingError, UsageError
+from jielong.model.config import ModelConfig
 from jielong.runtime import Runtime
 
 ItemT = TypeVar("ItemT")
@@ -269,3 +270,20 @@ def rows_each(what: str, num_rows: int, runtime: Runtime) -> int:
         f"{what} = {num_rows} cannot be shared equally by {runtime.world_size} processes; nearest: {what} = "
         f"{' or '.join(legal)}, or {processes} process{'es' if processes > 1 else ''}"
     )
+
+
+def check_divisible(config: ModelConfig, parts: int) -> None:
+    """Raises UsageError, naming the size and the legal numbers, for a model that cannot be cut into so many parts."""
+    sizes = {"num_heads": config.num_heads, "num_kv_heads": config.num_kv_heads, "ffn_width": config.ffn_width}
+    for name, size in sizes.items():
+        if size % parts:
+            legal = [n for n in range(1, max(sizes.values()) + 1) if not any(each % n for each in sizes.values())]
+            raise UsageError(
+                f"[run] tensor_parallel = {parts} must divide the model's {name} = {size}; legal for this model: "
+                f"{', '.join(map(str, legal))}"
+            )
+    if config.num_experts and parts > 1:
+        raise UsageError(
+            f"[run] tensor_parallel = {parts}: experts are not cut into parts; set run.tensor_parallel = 1, and "
+            'run.sharding = "full" to share their weights out'
+        )

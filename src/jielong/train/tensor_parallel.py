@@ -23,25 +23,9 @@ from jielong.model.attention import NormedAttention
 from jielong.model.config import ModelConfig
 from jielong.model.transformer import Layer, Transformer
 from jielong.train.lora import adapted_layers
+from jielong.train.parallel import check_divisible
 
 _FUSED = re.compile(r"(attention\.qkv|cross\.kv)\.(weight|bias)$")
-
-
-def check_divisible(config: ModelConfig, parts: int) -> None:
-    """Raises UsageError, naming the size and the legal numbers, for a model that cannot be cut into so many parts."""
-    sizes = {"num_heads": config.num_heads, "num_kv_heads": config.num_kv_heads, "ffn_width": config.ffn_width}
-    for name, size in sizes.items():
-        if size % parts:
-            legal = [n for n in range(1, max(sizes.values()) + 1) if not any(each % n for each in sizes.values())]
-            raise UsageError(
-                f"[run] tensor_parallel = {parts} must divide the model's {name} = {size}; legal for this model: "
-                f"{', '.join(map(str, legal))}"
-            )
-    if config.num_experts and parts > 1:
-        raise UsageError(
-            f"[run] tensor_parallel = {parts}: experts are not cut into parts; set run.tensor_parallel = 1, and "
-            'run.sharding = "full" to share their weights out'
-        )
 
 
 def split(model: Transformer, mesh: DeviceMesh) -> None:
