@@ -153,7 +153,7 @@ def placed(context: Context, model: torch.nn.Module, learned: torch.nn.Module) -
     from jielong.train import sharding  # here: it takes seconds to import, see there
 
     transformer = sharding.shardable(model, config)
-    skeleton = sharding.skeleton_of(model)
+    skeleton = sharding.skeleton_of(transformer)
     sharding.shard(transformer, runtime)
     if weightless:
         sharding.fill(transformer, runtime, runtime.generator(context.name, "weights"))

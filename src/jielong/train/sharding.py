@@ -32,13 +32,13 @@ from jielong.train.tensor_parallel import split_parameters as split_parameters
 ENTRANCES = ("hidden", "encode")  # methods that objectives call in place of `forward`
 
 
-def skeleton_of(model: nn.Module) -> nn.Module:
+def skeleton_of(model: Transformer) -> Transformer:
     """The same modules around tensors without memory: what the model is made of again when it is not sharded."""
     empty = {
         id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
         for parameter in model.parameters()
     }
-    twin: nn.Module = copy.deepcopy(model, empty)
+    twin: Transformer = copy.deepcopy(model, empty)
     return twin
 
 
@@ -109,7 +109,7 @@ def sharded_modules(model: nn.Module) -> list[FSDPModule]:
 
 
 @torch.no_grad()
-def unshard(model: Transformer, skeleton: nn.Module, runtime: Runtime) -> None:
+def unshard(model: Transformer, skeleton: Transformer, runtime: Runtime) -> None:
     """Make the model what it was before `shard`, in place, with what it has learned; every process has all of it.
 
     skeleton: `skeleton_of` the model as it was. All processes call this.
