@@ -144,10 +144,10 @@ def test_an_interrupted_encoding_of_something_else_begins_anew(plan: Plan, tmp_p
         plan = replace(plan, tokenizer=tmp_path / "other")
     else:
         next((tmp_path / "cut").glob("*.ends.bin")).unlink()
+    (tmp_path / "cut" / ".00-00009.bin.1234.tmp").write_bytes(b"half a shard")  # of a process that was killed
     encode_corpus(tmp_path / "fresh", plan, 1)
     encode_corpus(tmp_path / "cut", plan, 1)
-    fresh, cut = content(tmp_path / "fresh"), content(tmp_path / "cut")
-    assert {name: cut[name] for name in fresh} == fresh
+    assert content(tmp_path / "fresh") == content(tmp_path / "cut")
 
 
 def test_a_corpus_without_a_document_is_refused(tmp_path: Path, tokenizer_folder: Path, write_documents: Write) -> None:

@@ -55,9 +55,10 @@ class Job:
 class Encoder:
     """Pieces of a file of documents as tokens. Raises ModelError for a tokenizer's folder that cannot be read."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, tokenizer: Tokenizer | None = None) -> None:
+        """tokenizer: the job's, where it is at hand."""
         self._job = job
-        tokenizer = Tokenizer.load(job.tokenizer)
+        tokenizer = tokenizer or Tokenizer.load(job.tokenizer)
         tokenizer.speed_up()
         self._encode = tokenizer.encode
         self._before, self._after = tokenizer.document_edges

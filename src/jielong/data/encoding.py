@@ -81,12 +81,17 @@ def encode_corpus(folder: Path, plan: Plan, num_processes: int, progress: Progre
         "shard_bytes": plan.shard_bytes,
     }
     done = _unfinished(folder, made_of, names)
+    _clear(folder, done)
     job = Job(str(plan.documents), str(plan.tokenizer), dtype, plan.sources)
     pieces = _pieces(plan.documents, done.read_bytes, plan.piece_bytes)
     num_processes = max(1, min(num_processes, (total - done.read_bytes) // BYTES_PER_PROCESS))
     try:
         with ExitStack() as stack:
-            results = stack.enter_context(_encoded(job, pieces, num_processes))
+            if num_processes == 1:  # this one
+                encoder = Encoder(job, tokenizer)
+                results = ((piece, encoder.encode(*piece)) for piece in pieces)
+            else:
+                results = _in_turns(stack.enter_context(_started(job, num_processes)), pieces, len(names))
             _write(folder, results, done, (plan.shard_bytes, dtype), made_of, progress)
     except OSError as error:
         reason = error.strerror or error
@@ -122,6 +127,14 @@ def _unfinished(folder: Path, made_of: dict[str, Any], names: Sequence[str]) -> 
     return _Done(shards, found["read_bytes"]) if whole else fresh
 
 
+def _clear(folder: Path, done: _Done) -> None:
+    """Remove shards that are not part of what is done, and half ones of a process that was killed."""
+    kept = {path for some in done.shards.values() for shard in some for path, _, _ in shard.files(folder)}
+    for path in (*folder.glob("*.bin"), *folder.glob(".*.tmp")):
+        if path not in kept:
+            path.unlink()
+
+
 def _pieces(documents: Path, begin: int, piece_bytes: int) -> Iterator[Piece]:
     """Where to cut the file: at the first line end after each so many bytes. Reads next to nothing of it."""
     with open(documents, "rb") as file:
@@ -137,19 +150,15 @@ def _pieces(documents: Path, begin: int, piece_bytes: int) -> Iterator[Piece]:
 
 
 @contextmanager
-def _encoded(job: Job, pieces: Iterator[Piece], num_processes: int) -> Iterator[Iterator[tuple[Piece, Encoded]]]:
-    """Within the block: every piece with its tokens, in order. A single process is this one."""
-    if num_processes == 1:
-        encoder = Encoder(job)
-        yield ((piece, encoder.encode(*piece)) for piece in pieces)
-        return
+def _started(job: Job, num_processes: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Within the block, so many processes that encode; after it, however it ends, there are none."""
     command = [sys.executable, "-m", "jielong.data.encoder", job.text()]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1 << 16)
         for _ in range(num_processes)
     ]
     try:
-        yield _in_turns(processes, pieces, max(1, len(job.sources)))
+        yield processes
     finally:
         for process in processes:
             with suppress(OSError):
