@@ -13,6 +13,7 @@ from jielong.data.batch import Batch
 from jielong.model import kernels
 from jielong.model.config import ModelConfig
 from jielong.model.transformer import Transformer
+from jielong.recipe.settings import RunSettings
 from jielong.runtime import Runtime
 from jielong.train import compiling
 from jielong.train.compiling import compiled_layers, compiler_problem
@@ -92,6 +93,12 @@ def test_a_compiler_that_computes_wrongly_is_not_used(monkeypatch: pytest.Monkey
 def test_models_without_layers_of_ours_are_left_alone() -> None:
     with compiled_layers(nn.Linear(2, 2), CPU) as problem:
         assert problem == "only a Transformer's layers are compiled"
+
+
+def test_shared_out_weights_are_not_compiled() -> None:
+    with pytest.raises(ValueError, match="compile goes with whole weights"):
+        RunSettings(name="x", compile=True, tensor_parallel=2)
+    assert RunSettings(name="x", compile=True).compile
 
 
 def test_the_error_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

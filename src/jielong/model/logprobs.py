@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from jielong.model.transformer import Transformer
 
-CHUNK_BYTES = 4 * 2**20  # float32 logits made at once: on a CPU what stays in its caches
+CHUNK_BYTES = 8 * 2**20  # float32 logits made at once: on a CPU what stays in its caches
 CHUNK_BYTES_ELSEWHERE = 256 * 2**20
 KEPT_BYTES = 512 * 2**20  # probabilities kept for the backward pass; beyond this they are computed again
 

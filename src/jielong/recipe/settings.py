@@ -64,6 +64,14 @@ class RunSettings(Settings):
     tensor_parallel: Count = 1  # processes that compute each a part of every layer, for the same rows
     recompute: bool = False  # what layers computed on the way forward, on the way back, instead of keeping it
 
+    @model_validator(mode="after")
+    def _check(self) -> RunSettings:
+        if self.compile and (self.sharding != "none" or self.tensor_parallel > 1):
+            raise ValueError(
+                "compile goes with whole weights: set sharding = 'none' and tensor_parallel = 1, or delete compile"
+            )
+        return self
+
     def layout(self) -> Layout:
         """The same as the training floor's own type."""
         return Layout(self.sharding, self.tensor_parallel)
