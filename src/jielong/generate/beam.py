@@ -175,9 +175,7 @@ def beam_steps(
     yield results
 
 
-def _tell(
-    results: list[list[Hypothesis]], sentences: Tensor, done: Tensor, ended: _Ended, num_best: int
-) -> Tensor:
+def _tell(results: list[list[Hypothesis]], sentences: Tensor, done: Tensor, ended: _Ended, num_best: int) -> Tensor:
     """(B,) bool, which sentences have their results; one that is done gets them now.
 
     It goes on unheard until there are enough of them to be dropped.

@@ -22,7 +22,7 @@ from jielong.train.loop import FitConfig, StepStats, fit
 from jielong.train.lora import Adapter, attach, merge
 from jielong.train.objectives import Objective
 from jielong.train.optim import OptimizerConfig, build_optimizer
-from jielong.train.parallel import check_agreement, check_equal_weights, rows_each
+from jielong.train.parallel import check_agreement, check_equal_shares, check_equal_weights, rows_each
 from jielong.train.schedule import multiplier
 
 SMOOTHING = 0.9  # weight of the past in the displayed loss
@@ -111,7 +111,10 @@ def _train(
     learned = model if learned is None else learned
 
     def own(step: int) -> list[Any]:
-        return list(batches(step)[runtime.rank :: runtime.world_size])
+        share = list(batches(step)[runtime.rank :: runtime.world_size])
+        if runtime.mesh is not None:
+            check_equal_shares(len(share), runtime)
+        return share
 
     with placed(context, model, learned) as optimizer:
         totals = _resume(context, learned, optimizer)
@@ -148,7 +151,7 @@ def placed(context: Context, model: torch.nn.Module, learned: torch.nn.Module) -
     if not weightless:
         check_equal_weights(model, runtime)
     if runtime.mesh is None:
-        yield build_optimizer(model, config)
+        yield build_optimizer(model.to(runtime.device), config)
         return
     from jielong.train import sharding  # here: it takes seconds to import, see there
 

@@ -255,6 +255,19 @@ def check_equal_weights(model: nn.Module, runtime: Runtime) -> None:
             )
 
 
+def check_equal_shares(num_micro_batches: int, runtime: Runtime) -> None:
+    """Raises TrainingError, in every process, unless all have as many micro-batches of a step.
+
+    Shared-out weights are gathered by all at once, for each of them: a process with one more would wait for ever.
+    """
+    summed, squares = total([num_micro_batches, num_micro_batches**2], runtime)
+    if squares * runtime.world_size != summed**2:
+        raise TrainingError(
+            f"process {runtime.process} has {num_micro_batches} micro-batches of this step, another has more or fewer, "
+            'which shared-out weights do not allow; set run.sharding = "none", or start fewer processes'
+        )
+
+
 def rows_each(what: str, num_rows: int, runtime: Runtime) -> int:
     """How many of a micro-batch's rows each process takes.
 

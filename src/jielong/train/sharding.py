@@ -69,6 +69,7 @@ def shard(model: Transformer, runtime: Runtime) -> None:
         split(model, runtime.mesh["tensor"])
     mesh = _weights_mesh(runtime.mesh)
     if runtime.mesh["shard"].size() == 1:
+        model.to(runtime.device)
         return
     narrow = None if runtime.dtype == torch.float32 else runtime.dtype
     # Inputs stay as they are: the residual stream is float32, and its norms read it so.
