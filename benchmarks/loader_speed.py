@@ -70,8 +70,9 @@ def encoding_rows(documents: Path, folder: Path, options: argparse.Namespace) ->
     num_bytes = sum(len(text.encode()) for text in texts)
     for vocab_size in options.vocab_sizes:
         tokenizer = folder / f"tokenizer-{documents.stem}-{vocab_size}"
-        Tokenizer.train(texts[: max(1, len(texts) // 4)], vocab_size).save(tokenizer)
-        rates = []
+        trained = Tokenizer.train(texts[: max(1, len(texts) // 4)], vocab_size)
+        trained.save(tokenizer)
+        rates, alone = [], []
         for turn in range(options.repeats):
             marks: list[tuple[int, float]] = []
 
@@ -82,7 +83,11 @@ def encoding_rows(documents: Path, folder: Path, options: argparse.Namespace) ->
             encode_corpus(folder / f"encoded-{documents.stem}-{vocab_size}-{turn}", plan, 1, mark)
             (first, started), (last, ended) = marks[0], marks[-1]
             rates.append(num_bytes / 1e6 * (last - first) / last / (ended - started))
-        told = (f"{rate:.1f}" for rate in (statistics.median(rates), min(rates), max(rates)))
+            started = time.process_time()
+            for text in texts:
+                trained.encode(text)
+            alone.append(num_bytes / 1e6 / (time.process_time() - started))
+        told = (f"{rate:.1f}" for rate in (statistics.median(rates), min(rates), max(rates), statistics.median(alone)))
         rows.append([documents.stem, f"{num_bytes / 1e6:.1f} MB", str(vocab_size), *told])
     return rows
 
@@ -214,7 +219,10 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     if options.text is not None:
         write_text(folder / "text.jsonl", options.text, TEXT_BYTES)
         rows += encoding_rows(folder / "text.jsonl", folder, options)
-    print(markdown_table(["text", "size", "vocabulary", "MB/s a core", "slowest", "fastest"], rows) + "\n")
+    print(
+        markdown_table(["text", "size", "vocabulary", "MB/s a core", "slowest", "fastest", "`encode` alone"], rows)
+        + "\n"
+    )
     header = ["corpus", "tokens", "loader, tokens/s", "ns a token", "beside the smallest", "first pass", "start",
               "process", "peak memory"]  # fmt: skip
     print(markdown_table(header, loader_rows(make_corpora(folder, options), options)) + "\n")
