@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import gzip
 import importlib
@@ -13,6 +14,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from jielong.data.encoding import Plan, encode_corpus
+from jielong.data.shards import read_index, verify
+from jielong.tokenizer import Tokenizer
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 NANOGPT_LOG = """\
@@ -242,7 +247,7 @@ def test_contenders_take_turns(script: Any) -> None:
 
 
 SCRIPTS = ["seeds", "shakespeare", "training_speed", "decode_speed", "load_speed", "labels_curve", "gpt1_ablation"]
-SCRIPTS += ["engine_speed", "serve_load", "beam_speed"]
+SCRIPTS += ["engine_speed", "serve_load", "beam_speed", "loader_speed"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -340,6 +345,26 @@ def test_load_speed_in_miniature(script: Any, tmp_path: Path, monkeypatch: pytes
     ours, theirs = (speed.load_once(name, tmp_path) for name in (speed.OURS, speed.THEIRS))
     assert ours.keys() == theirs.keys() == {"load", "first logits", "computed", "memory", "told"}
     assert ours["told"] == pytest.approx(theirs["told"], rel=1e-5)
+
+
+def test_loader_speed_in_miniature(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The repeated corpora are whole ones: their checksums hold, and each repetition holds the same tokens."""
+    speed = script("loader_speed")
+    monkeypatch.setattr(speed, "TEXT_BYTES", 60_000)
+    world, tokenizer = tmp_path / "world.jsonl", tmp_path / "tokenizer-world-300"
+    speed.write_world(world, speed.TEXT_BYTES)
+    Tokenizer.train(speed.read_texts(world), 300).save(tokenizer)
+    encode_corpus(tmp_path / "encoded-world-300-0", Plan(world, tokenizer), 1)
+    folders = speed.make_corpora(tmp_path, argparse.Namespace(vocab_sizes=[300], megabytes=[0.03, 0.06, 0.3]))
+    small, once, often = folders.values()
+    for folder in folders.values():
+        verify(folder)
+    assert speed.Reader(small, 64).num_tokens < speed.Reader(once, 64).num_tokens
+    tokens = (once / "00-00000.bin").read_bytes()
+    assert (often / "00-00000.bin").read_bytes() == tokens * 5
+    assert read_index(often).sources["all"][0].num_documents == 5 * read_index(once).sources["all"][0].num_documents
+    assert speed.Reader(often, 64).seconds_per_token(3) > 0
+    assert set(speed.start_once(often, 64)) == {"seconds", "wall", "peak_megabytes"}
 
 
 def test_gains_are_paired_by_seed(script: Any) -> None:

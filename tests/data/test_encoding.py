@@ -143,7 +143,7 @@ def test_an_interrupted_encoding_of_something_else_begins_anew(plan: Plan, tmp_p
         Tokenizer.train(["another corpus altogether"] * 9, 290).save(tmp_path / "other")
         plan = replace(plan, tokenizer=tmp_path / "other")
     else:
-        next((tmp_path / "cut").glob("*.ends.bin")).unlink()
+        next((tmp_path / "cut").glob("*.starts.bin")).unlink()
     (tmp_path / "cut" / ".00-00009.bin.1234.tmp").write_bytes(b"half a shard")  # of a process that was killed
     encode_corpus(tmp_path / "fresh", plan, 1)
     encode_corpus(tmp_path / "cut", plan, 1)

@@ -38,13 +38,14 @@ def test_the_format_is_plain(folder: Path, tokenizer: Tokenizer, texts: list[tup
     documents = []
     for shard in index["sources"]["all"]:
         tokens = np.fromfile(folder / f"{shard['name']}.bin", "<u2")
-        ends = np.fromfile(folder / f"{shard['name']}.ends.bin", "<i8")
-        assert (len(tokens), len(ends)) == (shard["num_tokens"], shard["num_documents"]) and ends[-1] == len(tokens)
-        documents += [piece.tolist() for piece in np.split(tokens, ends[:-1])]
+        bits = np.unpackbits(np.fromfile(folder / f"{shard['name']}.starts.bin", np.uint8), bitorder="little")
+        starts = np.flatnonzero(bits)
+        assert (len(tokens), len(starts)) == (shard["num_tokens"], shard["num_documents"]) and starts[0] == 0
+        documents += [piece.tolist() for piece in np.split(tokens, starts[1:])]
     assert documents == [tokenizer.document(tokenizer.encode(text)) for text, _ in texts]
 
 
-@pytest.mark.parametrize("suffix", [".bin", ".ends.bin"])
+@pytest.mark.parametrize("suffix", [".bin", ".starts.bin"])
 def test_a_missing_or_cut_shard_is_named_with_its_sizes(folder: Path, tokenizer: Tokenizer, suffix: str) -> None:
     path = folder / f"00-00001{suffix}"
     size = path.stat().st_size
@@ -59,7 +60,7 @@ def test_a_missing_or_cut_shard_is_named_with_its_sizes(folder: Path, tokenizer:
         verify(folder)
 
 
-@pytest.mark.parametrize("suffix", [".bin", ".ends.bin"])
+@pytest.mark.parametrize("suffix", [".bin", ".starts.bin"])
 def test_a_changed_shard_is_found_by_its_checksum(folder: Path, suffix: str) -> None:
     verify(folder)
     path = folder / f"00-00002{suffix}"
@@ -122,7 +123,9 @@ def test_few_files_are_mapped_at_a_time(
     tokens, is_start = np.zeros(stream.num_tokens, np.int64), np.zeros(stream.num_tokens, bool)
     assert stream.read(0, tokens, is_start) == stream.num_tokens
     assert tokens.tolist() == [token for text, _ in texts for token in tokenizer.document(tokenizer.encode(text))]
-    assert np.flatnonzero(is_start).tolist() == np.concatenate(list(stream.starts())).tolist()
+    lengths = [len(tokenizer.document(tokenizer.encode(text))) for text, _ in texts]
+    assert np.flatnonzero(is_start).tolist() == np.cumsum([0, *lengths[:-1]]).tolist()
+    assert stream.num_starts_at(7) == int(is_start[::7].sum())
     assert len(stream._mapped) == 2 < len(read_index(folder).sources[ONE_SOURCE])
 
 

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jielong.config import replacing, write_atomic
 from jielong.data.encoder import Encoded, Encoder, Job, receive
-from jielong.data.shards import DTYPES, ENDS_DTYPE, INDEX, Shard, TokenIndex
+from jielong.data.shards import DTYPES, INDEX, Shard, TokenIndex
 from jielong.errors import DataError, StorageError
 from jielong.tokenizer import Tokenizer
 
@@ -90,7 +91,7 @@ def encode_corpus(folder: Path, plan: Plan, num_processes: int, progress: Progre
             results: Iterator[tuple[Piece, Encoded]]
             if num_processes == 1:  # this one
                 encoder = Encoder(job, tokenizer)
-                results = ((piece, encoder.encode(*piece)) for piece in pieces)
+                results: Iterator[tuple[Piece, Encoded]] = ((piece, encoder.encode(*piece)) for piece in pieces)
             else:
                 results = _in_turns(stack.enter_context(_started(job, num_processes)), pieces, len(names))
             _write(folder, results, done, (plan.shard_bytes, dtype), made_of, progress)
@@ -216,25 +217,37 @@ class _Part:
         self._name, self._itemsize = name, DTYPES[dtype].itemsize
         self._stack = ExitStack()
         self._digests = hashlib.sha256(), hashlib.sha256()
-        self.sizes = [0, 0]  # bytes of the tokens and of the ends
+        self.sizes = [0, 0]  # bytes of the tokens and of the starts
+        self._num_documents = 0
+        self._bits = np.zeros(0, dtype=bool)  # of the starts, fewer than a byte has
         self._files: list[BinaryIO] = []
-        for suffix in (".bin", ".ends.bin"):
+        for suffix in (".bin", ".starts.bin"):
             temporary = self._stack.enter_context(replacing(folder / f"{name}{suffix}"))
             self._files.append(self._stack.enter_context(open(temporary, "wb")))
 
     def add(self, tokens: bytes, lengths: bytes) -> None:
-        ends = np.cumsum(np.frombuffer(lengths, ENDS_DTYPE)) + self.sizes[0] // self._itemsize
-        for number, block in enumerate((tokens, ends.astype(ENDS_DTYPE).tobytes())):
+        """tokens: of some documents; lengths: int64, how many each has."""
+        sizes = np.frombuffer(lengths, "<i8")
+        is_start = np.zeros(len(tokens) // self._itemsize, dtype=bool)
+        is_start[np.cumsum(sizes) - sizes] = True
+        bits = np.concatenate([self._bits, is_start])
+        whole = len(bits) // 8 * 8
+        self._bits, self._num_documents = bits[whole:], self._num_documents + len(sizes)
+        self._append(tokens, bits[:whole])
+
+    def _append(self, tokens: bytes, bits: NDArray[np.bool_]) -> None:
+        for number, block in enumerate((tokens, np.packbits(bits, bitorder="little").tobytes())):
             self._files[number].write(block)
             self._digests[number].update(block)
             self.sizes[number] += len(block)
 
     def finish(self) -> Shard:
         """Flush both files and put them in their places."""
+        self._append(b"", self._bits)
         self._stack.close()
-        num_tokens, num_documents = self.sizes[0] // self._itemsize, self.sizes[1] // ENDS_DTYPE.itemsize
         sums = [digest.hexdigest() for digest in self._digests]
-        return Shard(self._name, num_tokens, num_documents, self.sizes[0], sums[0], self.sizes[1], sums[1])
+        num_tokens = self.sizes[0] // self._itemsize
+        return Shard(self._name, num_tokens, self._num_documents, self.sizes[0], sums[0], self.sizes[1], sums[1])
 
     def abandon(self, error: BaseException) -> None:
         """Remove the temporary files."""

@@ -3,11 +3,11 @@
     index.json            format, version, dtype, tokenizer_hash, vocab_size, and for each source its shards: their
                           name, tokens, documents, bytes and sha256 of the two files below
     00-00000.bin          tokens of source 0, shard 0, end to end: uint16 where the vocabulary allows it, else uint32
-    00-00000.ends.bin     where its documents end, in tokens from the shard's beginning: int64, rising, the last one is
-                          the shard's end
+    00-00000.starts.bin   a bit for each token, 1 where a document begins; eight a byte, the first one lowest
 
-All numbers are little-endian. A document never lies in two shards. Ends are numbers in a file of their own, because a
-JSON index of ten million documents would take longer to parse than training takes to start. Files are written under
+All numbers are little-endian. A document never lies in two shards. Where documents begin is a bit beside each token,
+because that costs the same to look up however many there are: a list of places would have to be searched for every row,
+and as JSON would take longer to parse than training takes to start. Files are written under
 other names, flushed and renamed; the index comes last, so that where there is one there is everything.
 """
 
@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,10 +30,10 @@ from jielong.errors import DataError
 INDEX = "index.json"
 FORMAT, VERSION = "jielong tokens", 1
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
-ENDS_DTYPE: np.dtype[np.int64] = np.dtype("<i8")
 MAX_MAPPED = 128  # files of a source that are mapped at a time: systems allow about a thousand open ones
 
 Tokens = NDArray[np.uint16] | NDArray[np.uint32]
+Bits = NDArray[np.uint8]
 Ints = NDArray[np.int64]
 _SHARD_NAME = re.compile(r"\d{2,}-\d{5,}")
 
@@ -47,13 +47,13 @@ class Shard:
     num_documents: int
     bytes: int
     sha256: str
-    ends_bytes: int
-    ends_sha256: str
+    starts_bytes: int
+    starts_sha256: str
 
     def files(self, folder: Path) -> tuple[tuple[Path, int, str], tuple[Path, int, str]]:
-        """(path, bytes, sha256) of the tokens and of the documents' ends."""
-        tokens, ends = folder / f"{self.name}.bin", folder / f"{self.name}.ends.bin"
-        return (tokens, self.bytes, self.sha256), (ends, self.ends_bytes, self.ends_sha256)
+        """(path, bytes, sha256) of the tokens and of where documents begin."""
+        tokens, starts = folder / f"{self.name}.bin", folder / f"{self.name}.starts.bin"
+        return (tokens, self.bytes, self.sha256), (starts, self.starts_bytes, self.starts_sha256)
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ class TokenIndex:
 
 
 def _checked(shard: Shard, itemsize: int) -> Shard:
-    sizes = (shard.num_tokens, shard.num_documents, shard.bytes, shard.ends_bytes)
+    sizes = (shard.num_tokens, shard.num_documents, shard.bytes, shard.starts_bytes)
     if not _SHARD_NAME.fullmatch(shard.name) or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ValueError(f"shard {shard.name!r} has sizes {sizes}; legal are names as 00-00000 and numbers above 0")
-    if (shard.bytes, shard.ends_bytes) != (shard.num_tokens * itemsize, shard.num_documents * ENDS_DTYPE.itemsize):
-        raise ValueError(f"shard {shard.name}: its bytes do not fit its numbers of tokens and documents")
+    if (shard.bytes, shard.starts_bytes) != (shard.num_tokens * itemsize, -(-shard.num_tokens // 8)):
+        raise ValueError(f"shard {shard.name}: its bytes do not fit its number of tokens")
     return shard
 
 
@@ -106,34 +106,34 @@ class Stream:
         self._folder, self._shards, self._dtype = folder, shards, DTYPES[dtype]
         sizes = [shard.num_tokens for shard in shards]
         self._firsts: list[int] = np.cumsum([0, *sizes]).tolist()
-        self._mapped: dict[int, tuple[Tokens, Ints]] = {}
+        self._mapped: dict[int, tuple[Tokens, Bits]] = {}
         self.num_tokens: int = sum(sizes)
         self.num_documents: int = sum(shard.num_documents for shard in shards)
 
     def read(self, first: int, tokens: Ints, is_start: NDArray[np.bool_]) -> int:
-        """Fill tokens (T,) from token number `first` on, and set is_start (T,) where a document begins.
+        """Fill tokens (T,) from token number `first` on, and is_start (T,): whether a document begins there.
 
         Returns how many there were, fewer than T at the end of the stream; the rest is left as it is.
         """
         filled, number = 0, bisect_right(self._firsts, first) - 1
         while filled < len(tokens) and number < len(self._shards):
-            shard, ends = self._map(number)
+            shard, starts = self._map(number)
             begin = first + filled - self._firsts[number]
             end = min(begin + len(tokens) - filled, len(shard))
             tokens[filled : filled + end - begin] = shard[begin:end]
-            if begin == 0:
-                is_start[filled] = True
-            here, there = ends.searchsorted((begin, end)).tolist()
-            if here < there:
-                is_start[ends[here:there] + (filled - begin)] = True
+            bits = np.unpackbits(starts[begin // 8 : -(-end // 8)], bitorder="little")
+            is_start[filled : filled + end - begin] = bits[begin % 8 : begin % 8 + end - begin]
             filled, number = filled + end - begin, number + 1
         return filled
 
-    def starts(self) -> Iterator[Ints]:
-        """Where the documents begin, in tokens from the stream's beginning; the documents of a shard at a time."""
+    def num_starts_at(self, every: int) -> int:
+        """How many documents begin at a multiple of `every` tokens from the stream's beginning."""
+        found = 0
         for number, first in enumerate(self._firsts[:-1]):
-            ends = self._map(number)[1]
-            yield np.concatenate([[0], ends[:-1]]) + first
+            shard, starts = self._map(number)
+            places = np.arange(-first % every, len(shard), every)
+            found += int(np.count_nonzero((starts[places // 8] >> (places % 8).astype(np.uint8)) & 1))
+        return found
 
     def place(self, first: int) -> str:
         """Names the file and the byte of a token, for messages."""
@@ -141,14 +141,14 @@ class Stream:
         path = self._shards[number].files(self._folder)[0][0]
         return f"{path}, byte {(first - self._firsts[number]) * self._dtype.itemsize}"
 
-    def _map(self, number: int) -> tuple[Tokens, Ints]:
+    def _map(self, number: int) -> tuple[Tokens, Bits]:
         found = self._mapped.get(number)
         if found is None:
             while len(self._mapped) >= MAX_MAPPED // 2:
                 del self._mapped[next(iter(self._mapped))]  # the one mapped longest ago; the system keeps its pages
-            (tokens, _, _), (ends, _, _) = self._shards[number].files(self._folder)
+            (tokens, _, _), (starts, _, _) = self._shards[number].files(self._folder)
             # As plain arrays: slices of numpy's memmap cost several times as much.
-            found = np.asarray(np.memmap(tokens, self._dtype, "r")), np.asarray(np.memmap(ends, ENDS_DTYPE, "r"))
+            found = np.asarray(np.memmap(tokens, self._dtype, "r")), np.asarray(np.memmap(starts, np.uint8, "r"))
             self._mapped[number] = found
         return found
 

@@ -43,16 +43,9 @@ class StreamRows:
 
     @property
     def num_scored(self) -> int:
-        """Tokens that are scored: all but the first of each row and of each document. Reads the documents' ends."""
-        return (
-            self.num_tokens
-            - len(self)
-            - sum(
-                int(np.count_nonzero(starts % self.row_tokens))
-                for stream in self._streams
-                for starts in stream.starts()
-            )
-        )
+        """Tokens that are scored: all but the first of each row and of each document. Looks at each row's first."""
+        num_both = sum(stream.num_starts_at(self.row_tokens) for stream in self._streams)
+        return self.num_tokens - len(self) - sum(stream.num_documents for stream in self._streams) + num_both
 
     def batch(self, indices: Tensor | Sequence[int]) -> Batch:
         """These rows, in this order, as a batch whose num_units is the number of scored tokens.
