@@ -136,7 +136,7 @@ def test_nanogpt_section_in_miniature(folder: Path, monkeypatch: pytest.MonkeyPa
     """Two processes take turns; what they say becomes rows, ratios and a verdict on the losses."""
     monkeypatch.setattr(nanogpt, "Job", functools.partial(Job, **{k: v for k, v in SMALL.items() if k != "dtype"}))
     monkeypatch.setattr(nanogpt, "probe_flops", lambda runtime, clock: 1e9)
-    section = nanogpt.nanogpt_section(folder, CPU, 1, 2, 0.0, shapes=[(2, 31)], rivals=["nanoGPT"])
+    section = nanogpt.nanogpt_section(folder, CPU, 2, 0.0, shapes=[(2, 31)], rivals=["nanoGPT"])
     ours, theirs = section.figures
     assert section.holds and ours["contender"] == "jielong" and theirs["contender"] == "nanoGPT"
     assert ours["ours_over_it"] == 1.0 and theirs["ours_over_it"] > 0
@@ -149,7 +149,7 @@ def test_losses_that_differ_do_not_hold(folder: Path, monkeypatch: pytest.Monkey
     rates, losses = {"jielong": [2.0], "nanoGPT": [1.0]}, {"jielong": [4.0, 3.0], "nanoGPT": [4.0, 3.03]}
     monkeypatch.setattr(nanogpt, "_turns", lambda *given: (rates, losses))
     monkeypatch.setattr(nanogpt, "probe_flops", lambda runtime, clock: 1e9)
-    section = nanogpt.nanogpt_section(folder, CPU, 1, 1, 0.0, shapes=[(2, 31)], rivals=["nanoGPT"])
+    section = nanogpt.nanogpt_section(folder, CPU, 1, 0.0, shapes=[(2, 31)], rivals=["nanoGPT"])
     assert not section.holds and "DO NOT AGREE" in section.note
     assert [row[-2] for row in section.rows] == ["1.00", "2.00"]
 

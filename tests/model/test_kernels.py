@@ -173,16 +173,19 @@ def test_dropped_weights_of_attention_keep_their_mean(kernel: str) -> None:
 
 def test_choice_of_kernels() -> None:
     cpu, cuda, most, kept = torch.device("cpu"), torch.device("cuda"), kernels.PLAIN_LENGTH, kernels.KEPT_LENGTH
-    assert choose_kernels(cpu, kept, cached=False, dropout=0.0) == (plain_attention, written_weighing)
-    assert choose_kernels(cpu, kept, cached=False, dropout=0.1) == (written_attention, written_weighing)
-    assert choose_kernels(cpu, most, cached=False, dropout=0.0) == (plain_attention, sdpa_weighing)
-    assert choose_kernels(cpu, kept + 1, cached=False, dropout=0.1) == (sdpa_attention, sdpa_weighing)
-    assert choose_kernels(cpu, most + 1, cached=False, dropout=0.0) == (sdpa_attention, sdpa_weighing)
-    assert choose_kernels(cuda, 16, cached=False, dropout=0.1) == (sdpa_attention, sdpa_weighing)
-    assert choose_kernels(cuda, 16, cached=True, dropout=0.0)[0] is cached_attention
+    narrow, wide = torch.bfloat16, torch.float32
+    for dtype in (narrow, wide):
+        assert choose_kernels(cpu, dtype, kept, cached=False, dropout=0.0) == (plain_attention, written_weighing)
+        assert choose_kernels(cpu, dtype, kept, cached=False, dropout=0.1) == (written_attention, written_weighing)
+        assert choose_kernels(cpu, dtype, kept + 1, cached=False, dropout=0.1) == (sdpa_attention, sdpa_weighing)
+        assert choose_kernels(cpu, dtype, most + 1, cached=False, dropout=0.0) == (sdpa_attention, sdpa_weighing)
+    assert choose_kernels(cpu, narrow, most, cached=False, dropout=0.0) == (plain_attention, sdpa_weighing)
+    assert choose_kernels(cpu, wide, kept + 1, cached=False, dropout=0.0) == (sdpa_attention, sdpa_weighing)
+    assert choose_kernels(cuda, wide, 16, cached=False, dropout=0.1) == (sdpa_attention, sdpa_weighing)
+    assert choose_kernels(cuda, wide, 16, cached=True, dropout=0.0)[0] is cached_attention
     for device, dropout in ((cpu, 0.0), (cuda, 0.1)):
-        assert choose_capped_kernels(device, 16, False, dropout) == (written_attention, written_weighing)
-        assert choose_capped_kernels(device, 16, True, dropout) == (cached_attention, written_weighing)
+        assert choose_capped_kernels(device, wide, 16, False, dropout) == (written_attention, written_weighing)
+        assert choose_capped_kernels(device, wide, 16, True, dropout) == (cached_attention, written_weighing)
 
 
 def test_a_window_skips_blocks_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from jielong.bench.table import Section
-from jielong.bench.timing import interleaved, median_ratio
+from jielong.bench.timing import clock_for, interleaved, median_ratio
 from jielong.bench.training import has_transformers
 from jielong.folder import save
 from jielong.generate.engine import Engine
@@ -56,7 +56,9 @@ def their_decode(
 ) -> Decode:
     """The same with transformers, which must be installed; it reads the model from a folder of ours."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         save(model, tokenizer, folder)
         theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=runtime.dtype)
@@ -94,7 +96,7 @@ def decoding_section(
             if has_transformers():
                 decoders[THEIRS] = their_decode(model, tokenizer, prompts, NEW_TOKENS, runtime)
             counting = {name: _counting(decode) for name, decode in decoders.items()}
-            rates = interleaved(counting, blocks, block_seconds)
+            rates = interleaved(counting, blocks, block_seconds, clock_for(runtime))
             for name, found in rates.items():
                 rate, ratio = statistics.median(found), median_ratio(rates, name, THEIRS) if THEIRS in rates else None
                 told = "–" if ratio is None else f"{ratio:.2f}"

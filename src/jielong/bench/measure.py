@@ -13,7 +13,7 @@ from jielong.bench.contender import Job
 from jielong.bench.decoding import decoding_section
 from jielong.bench.nanogpt import nanogpt_section, started
 from jielong.bench.table import Section
-from jielong.bench.timing import clock_of
+from jielong.bench.timing import clock_for
 from jielong.bench.training import training_section
 from jielong.errors import UsageError
 from jielong.model.context import Context, Heads, Mask
@@ -59,14 +59,13 @@ def measure(name: str, runtime: Runtime, choice: Choice) -> Section:
     if name == "memory":
         return memory_section(runtime)
     assert name == "nanogpt" and choice.nanogpt is not None
-    threads = torch.get_num_threads()
-    return nanogpt_section(choice.nanogpt, runtime, threads, choice.blocks, choice.block_seconds)
+    return nanogpt_section(choice.nanogpt, runtime, choice.blocks, choice.block_seconds)
 
 
 def products_section(runtime: Runtime) -> Section:
     """The fastest matrix product, which all shares of "the peak" refer to."""
     rows, figures = [], []
-    clock = clock_of(torch.get_num_threads()) if runtime.device.type == "cpu" else time.perf_counter
+    clock = clock_for(runtime)
     for name, dtype in DTYPES.items():
         rate = probe_flops(Runtime(runtime.device, dtype), clock=clock)
         rows.append([name, f"{rate / 1e9:,.0f}"])
@@ -83,7 +82,7 @@ def attention_section(runtime: Runtime, repeats: int) -> Section:
     for length in LENGTHS:
         plain = _attention_seconds(plain_attention, length, runtime.dtype, repeats)
         fused = _attention_seconds(sdpa_attention, length, runtime.dtype, repeats)
-        taken = chosen_kernels(runtime.device, length, False, 0.0)[0]
+        taken = chosen_kernels(runtime.device, runtime.dtype, length, False, 0.0)[0]
         name = "ours" if taken is plain_attention else "torch's"
         rows.append([str(length), f"{1e3 * plain:.1f}", f"{1e3 * fused:.1f}", f"{fused / plain:.2f}", name])
         figures.append({"length": length, "ours_seconds": plain, "torch_seconds": fused, "taken": name})

@@ -12,9 +12,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from jielong.bench.contender import Job, load_nanogpt
 from jielong.bench.table import Section
-from jielong.bench.timing import clock_of, interleaved, median_ratio
+from jielong.bench.timing import clock_for, interleaved, median_ratio
 from jielong.errors import JielongError
 from jielong.launch import child_variables
 from jielong.plan.cost import flops_per_token, probe_flops
@@ -81,7 +83,6 @@ def started(job: Job, tuned: bool, name: str) -> Iterator[Contender]:
 def nanogpt_section(
     folder: Path,
     runtime: Runtime,
-    threads: int,
     blocks: int,
     block_seconds: float,
     shapes: Sequence[tuple[int, int]] = SHAPES,
@@ -93,7 +94,8 @@ def nanogpt_section(
     Raises UsageError when the folder holds no nanoGPT.
     """
     load_nanogpt(folder)
-    peak = probe_flops(runtime, clock=clock_of(threads))
+    threads = torch.get_num_threads()
+    peak = probe_flops(runtime, clock=clock_for(runtime))
     rows, figures, holds = [], [], True
     for num_rows, vocab_size in shapes:
         job = Job(OURS, num_rows, vocab_size, threads, str(folder.resolve()), str(runtime.dtype).removeprefix("torch."))

@@ -6,6 +6,10 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
+import torch
+
+from jielong.runtime import Runtime
+
 Work = Callable[[], int]  # does its work to the end and says how many tokens that was
 
 
@@ -42,6 +46,7 @@ def median_ratio(rates: Mapping[str, list[float]], name: str, other: str) -> flo
     return statistics.median(mine / theirs for mine, theirs in zip(rates[name], rates[other], strict=True))
 
 
-def clock_of(threads: int) -> Callable[[], float]:
-    """Processor time where one thread works, which a busy machine spoils less; wall time otherwise."""
-    return time.process_time if threads == 1 else time.perf_counter
+def clock_for(runtime: Runtime) -> Callable[[], float]:
+    """Processor time where one thread of a CPU works, which a busy machine spoils less; wall time otherwise."""
+    alone = runtime.device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter

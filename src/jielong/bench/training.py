@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
-import time
 
 import torch
 
 from jielong.bench.table import Section
-from jielong.bench.timing import Work, clock_of, interleaved, median_ratio
+from jielong.bench.timing import Work, clock_for, interleaved, median_ratio
 from jielong.data.batch import Batch
 from jielong.model.config import ModelConfig
 from jielong.model.hf import config_to_hf
@@ -85,7 +84,7 @@ def training_section(
     presets: list[str], runtime: Runtime, blocks: int, block_seconds: float, batch_rows: int = 32
 ) -> Section:
     """Tokens a second of a whole training step, in rows of 256 tokens with a vocabulary of 2048."""
-    clock = clock_of(torch.get_num_threads()) if runtime.device.type == "cpu" else time.perf_counter
+    clock = clock_for(runtime)
     peak = probe_flops(runtime, clock=clock)
     rows, figures = [], []
     for preset in presets:

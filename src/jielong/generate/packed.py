@@ -153,12 +153,13 @@ def _round_experts(experts: Experts) -> None:
 def _choose_kernels(
     usual: Callable[..., tuple[SelfKernel, CrossKernel]],
     device: torch.device,
+    dtype: torch.dtype,
     length: int,
     cached: bool,
     dropout: float,
 ) -> tuple[SelfKernel, CrossKernel]:
     """The usual kernels, but `steady_attention` where there is a cache."""
-    alone, across = usual(device, length, cached, dropout)
+    alone, across = usual(device, dtype, length, cached, dropout)
     return (steady_attention if cached else alone), across
 
 

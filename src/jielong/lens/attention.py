@@ -72,7 +72,9 @@ class _Recorder:
 
     maps: dict[str, list[Tensor]] = field(default_factory=lambda: {"decoder": [], CROSS: [], "encoder": []})
 
-    def choose(self, device: torch.device, length: int, cached: bool, dropout: float) -> tuple[SelfKernel, CrossKernel]:
+    def choose(
+        self, device: torch.device, dtype: torch.dtype, length: int, cached: bool, dropout: float
+    ) -> tuple[SelfKernel, CrossKernel]:
         """In the place of `kernels.choose_kernels`."""
         return self.attend, self.weigh
 

@@ -17,9 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from jielong.model.context import Context, Heads, identity
 
-# Explicit attention on the CPU beats torch's fused kernel at all lengths up to here (docs/speed.md has the figures and
-# the command). A constant, not a probe at each start: another choice rounds otherwise, and a run that goes on would end
-# in other weights than one that was never stopped.
+# Explicit attention on the CPU beats torch's fused kernel in bfloat16 at all lengths up to here, in float32 up to
+# KEPT_LENGTH (docs/speed.md has the figures and the command). A constant, not a probe at each start: another choice
+# rounds otherwise, and a run that goes on would end in other weights than one that was never stopped.
 PLAIN_LENGTH = 2048
 KEPT_LENGTH = 512  # up to here it keeps its T^2 / 2 weights a head for the backward pass, beyond it makes them again
 STEADY_KEYS = 128  # see `steady_attention`
@@ -253,20 +253,26 @@ def split_heads(mixed: Tensor, context: Context, heads: Heads) -> tuple[Tensor, 
     return turned[:, : heads.num_heads], turned[:, heads.num_heads :], split[:, :, num_turned:].transpose(1, 2)
 
 
-def choose_kernels(device: torch.device, length: int, cached: bool, dropout: float) -> tuple[SelfKernel, CrossKernel]:
-    """The kernels of self- and cross-attention for one forward pass of T = length; asked once, not per layer."""
-    on_cpu = device.type == "cpu"
+def choose_kernels(
+    device: torch.device, dtype: torch.dtype, length: int, cached: bool, dropout: float
+) -> tuple[SelfKernel, CrossKernel]:
+    """The kernels of self- and cross-attention for one forward pass of T = length; asked once, not per layer.
+
+    dtype: the compute dtype.
+    """
+    on_cpu, narrow = device.type == "cpu", dtype.itemsize == 2
     short = on_cpu and length <= KEPT_LENGTH
     across = written_weighing if short else sdpa_weighing
     if cached:
         return cached_attention, across
     if dropout:
         return written_attention if short else sdpa_attention, across
-    return plain_attention if on_cpu and length <= PLAIN_LENGTH else sdpa_attention, across
+    plain = on_cpu and length <= (PLAIN_LENGTH if narrow else min(PLAIN_LENGTH, KEPT_LENGTH))
+    return plain_attention if plain else sdpa_attention, across
 
 
 def choose_capped_kernels(
-    device: torch.device, length: int, cached: bool, dropout: float
+    device: torch.device, dtype: torch.dtype, length: int, cached: bool, dropout: float
 ) -> tuple[SelfKernel, CrossKernel]:
     """The same for a model whose scores are capped, which only the written kernels do."""
     return cached_attention if cached else written_attention, written_weighing

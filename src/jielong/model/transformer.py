@@ -280,7 +280,7 @@ class Transformer(HeadedModel):
         autocast = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else self.compute_dtype or self.embed.weight.dtype
         dropout = self.config.attention_dropout if self.training else 0.0
-        attend, weigh = self.choose_kernels(device, length, cache is not None, dropout)
+        attend, weigh = self.choose_kernels(device, dtype, length, cache is not None, dropout)
         x = self.token_types(self.positions.add(self.scale_embedding(self.embed(tokens)), positions), token_types)
         context = Context(
             dtype=dtype,

@@ -71,9 +71,9 @@ def _leave_out_plain_attention(model: Transformer) -> None:
     apart: SelfKernel = torch.compiler.disable(plain_attention)
 
     def choose_kernels(
-        device: torch.device, length: int, cached: bool, dropout: float
+        device: torch.device, dtype: torch.dtype, length: int, cached: bool, dropout: float
     ) -> tuple[SelfKernel, CrossKernel]:
-        own, across = choose(device, length, cached, dropout)
+        own, across = choose(device, dtype, length, cached, dropout)
         return apart if own is plain_attention else own, across
 
     model.choose_kernels = choose_kernels
