@@ -39,6 +39,7 @@ class Site:
     places: Places
     history: History
     service: Any
+    lab: Lab
 
     @property
     def client(self) -> httpx2.Client:
@@ -86,7 +87,7 @@ def serving(lab: Lab, folder: Path, port: int = 0, keys: tuple[str, ...] = ()) -
         with httpx2.Client(base_url=url) as client:
             while client.get("/health").status_code != 200:
                 pass
-        yield Site(url, places, history, service)
+        yield Site(url, places, history, service, lab)
     finally:
         server.should_exit = True
         thread.join(timeout=20)

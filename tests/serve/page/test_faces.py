@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jielong.data.votes import read_votes
+from jielong.generate.engine import Engine
+from jielong.runtime import derive_seed
+from jielong.tokenizer.chat import render
 
 from ..conftest import Lab
 from .conftest import Site, Watch, serving, until, write_run
@@ -113,16 +117,35 @@ def test_chances_and_a_branch_from_a_token(tab: Any) -> None:
 
 
 def test_stop_frees_the_engine(tab: Any, site: Site) -> None:
+    ids, _ = render([{"role": "user", "content": "go on and on"}], site.lab.tokenizer, reply=True)
+    engine = Engine(site.lab.model, site.lab.tokenizer)
+    seeds = range(100)  # the first that goes on long enough to be stopped
+    replies = engine.generate(
+        [ids] * len(seeds), max_new_tokens=130, temperature=1, seed=[derive_seed(s, 0) for s in seeds]
+    )
+    seed = next(seed for seed, reply in zip(seeds, replies, strict=True) if len(reply.tokens) == 130)
     open_chat(tab)
-    settings(tab, temperature=1, max_tokens=150)
-    batcher = site.service.engine.ready().batcher
-    step, held = batcher.step, threading.Event()
+    settings(tab, temperature=1, max_tokens=130, seed=seed)
+    engine_thread = site.service.engine
+    batcher = engine_thread.ready().batcher
+    step, told, num_steps = batcher.step, threading.Event(), 0
 
-    def slow() -> Any:
-        held.wait(0.02)
+    def held() -> Any:
+        """Some tokens, and then none before the server knows that the reader has left."""
+        nonlocal num_steps
+        num_steps += 1
+        if num_steps > 12:
+            told.wait(20)
         return step()
 
-    batcher.step = slow
+    def wait_for(truth: Callable[[], bool]) -> None:
+        for _ in range(400):
+            if truth():
+                return
+            tab.wait_for_timeout(20)
+        raise AssertionError("never true")
+
+    batcher.step = held
     try:
         tab.get_by_role("textbox", name="Write a message").fill("go on and on")
         tab.keyboard.press("Enter")
@@ -130,13 +153,12 @@ def test_stop_frees_the_engine(tab: Any, site: Site) -> None:
         tab.locator(".writing .token").first.wait_for()
         tab.keyboard.press("Escape")
         tab.get_by_role("button", name="Send").wait_for()
-        until(tab, "true")
-        for _ in range(50):
-            if site.service.engine.num_open == 0:
-                break
-            tab.wait_for_timeout(20)
-        assert site.service.engine.num_open == 0
+        wait_for(lambda: engine_thread.num_open == 0 or not engine_thread._inbox.empty())
+        told.set()
+        wait_for(lambda: engine_thread.num_open == 0)
+        assert num_steps <= 15, "it ends with the step that it was in"
     finally:
+        told.set()
         batcher.step = step
     assert "■" in tab.locator(".message.assistant .note").inner_text()
 

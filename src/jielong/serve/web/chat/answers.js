@@ -20,7 +20,7 @@ export function chatBody(messages, sampling, { id, odds }) {
  * @param {{piece: (span: import('./tree.js').Span) => void}} on
  */
 export async function answer(asked, on, signal) {
-  let waiting = [];
+  const cutter = new Cutter();
   const ids = []; // of all tokens so far; their odds may come later, but in the same order
   let told = 0;
   const result = { finish: null, usage: null };
@@ -32,11 +32,9 @@ export async function answer(asked, on, signal) {
       if (choice.finish_reason) result.finish = choice.finish_reason;
       const text = choice.delta?.content ?? '';
       ids.push(...(choice.token_ids ?? []));
-      for (const one of choice.logprobs?.content ?? []) { waiting.push(entryOf(one, ids[told] ?? null)); told += 1; }
-      if (!text) continue;
-      const [spans, rest] = spansOf(text, waiting);
-      for (const span of spans) on.piece(span);
-      waiting = rest;
+      const entries = (choice.logprobs?.content ?? []).map((one, place) => entryOf(one, ids[told + place] ?? null));
+      told += entries.length;
+      for (const span of cutter.take(text, entries)) on.piece(span);
     }
   } catch (error) {
     if (error.name !== 'AbortError') throw error;
@@ -62,26 +60,41 @@ function spelled({ token, bytes }) {
 }
 
 /**
- * Text that came at once, cut by the tokens behind it: a server ahead of its reader sends several together. A span for
- * each token that completes a character, and the tokens at the end that complete none; one span of all where the tokens
- * do not spell the text, as where a stop word was cut away.
+ * Cuts text by the tokens behind it, however they come: a server ahead of its reader sends several together. A span for
+ * each token that completes a character; what completes none waits, across events too. Where the tokens do not spell
+ * the text, as where a stop word was cut away, the rest of the event is one span.
  */
-function spansOf(text, entries) {
-  if (entries.length < 2) return [[[text, entries]], []];
-  const decoder = new TextDecoder('utf-8', { ignoreBOM: true });
-  const spans = [];
-  let waiting = [];
-  const close = (said) => { spans.push([said, waiting]); waiting = []; };
-  for (const entry of entries) {
-    const said = decoder.decode(entry[4] ? new Uint8Array(entry[4]) : encoder.encode(entry[0]), { stream: true });
-    waiting.push(entry);
-    if (said) close(said);
+export class Cutter {
+  constructor() {
+    this.ready = []; // spans whose tokens are here and whose text may yet come
+    this.begin();
   }
-  const told = spans.map(([said]) => said).join('');
-  if (told === text) return [spans, waiting];
-  const last = decoder.decode();
-  if (last && told + last === text) { close(last); return [spans, []]; }
-  return [[[text, entries]], []];
+
+  begin() {
+    this.waiting = []; // tokens behind the last whole character
+    this.decoder = new TextDecoder('utf-8', { ignoreBOM: true });
+  }
+
+  /** @returns {import('./tree.js').Span[]} */
+  take(text, entries) {
+    for (const entry of entries) {
+      this.waiting.push(entry);
+      const said = this.decoder.decode(entry[4] ? new Uint8Array(entry[4]) : encoder.encode(entry[0]), { stream: true });
+      if (said) { this.ready.push([said, this.waiting]); this.waiting = []; }
+    }
+    const spans = [];
+    let rest = text;
+    while (this.ready.length && rest.startsWith(this.ready[0][0])) {
+      const span = this.ready.shift();
+      spans.push(span);
+      rest = rest.slice(span[0].length);
+    }
+    if (rest) {
+      spans.push([rest, [...this.ready.splice(0).flatMap(([, each]) => each), ...this.waiting]]);
+      this.begin();
+    }
+    return spans;
+  }
 }
 
 /** The chance of a span: of all its tokens together. 1 when nothing is known. */
