@@ -88,7 +88,6 @@ def encode_corpus(folder: Path, plan: Plan, num_processes: int, progress: Progre
     num_processes = max(1, min(num_processes, (total - done.read_bytes) // BYTES_PER_PROCESS))
     try:
         with ExitStack() as stack:
-            results: Iterator[tuple[Piece, Encoded]]
             if num_processes == 1:  # this one
                 encoder = Encoder(job, tokenizer)
                 results: Iterator[tuple[Piece, Encoded]] = ((piece, encoder.encode(*piece)) for piece in pieces)
