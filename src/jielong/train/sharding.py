@@ -124,7 +124,7 @@ def unshard(model: Transformer, skeleton: Transformer, runtime: Runtime) -> None
     for module in skeleton.modules():
         for name, place in module.named_parameters(recurse=False):
             module.register_parameter(name, places[id(place)])  # type: ignore[arg-type]
-    model.__class__ = skeleton.__class__  # type: ignore[assignment]
+    model.__class__ = skeleton.__class__
     model.__dict__ = skeleton.__dict__
     model.build_tables()  # which a model from the meta device had not
 
