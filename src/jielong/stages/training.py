@@ -22,7 +22,13 @@ from jielong.train.loop import FitConfig, StepStats, fit
 from jielong.train.lora import Adapter, attach, merge
 from jielong.train.objectives import Objective
 from jielong.train.optim import OptimizerConfig, build_optimizer
-from jielong.train.parallel import check_agreement, check_equal_shares, check_equal_weights, rows_each
+from jielong.train.parallel import (
+    check_agreement,
+    check_equal_shares,
+    check_equal_weights,
+    rows_each,
+    told_when_lost,
+)
 from jielong.train.schedule import multiplier
 
 SMOOTHING = 0.9  # weight of the past in the displayed loss
@@ -116,7 +122,7 @@ def _train(
             check_equal_shares(len(share), runtime)
         return share
 
-    with placed(context, model, learned) as optimizer:
+    with told_when_lost(runtime), placed(context, model, learned) as optimizer:
         totals = _resume(context, learned, optimizer)
         context.metrics.truncate(totals.steps)
         context.progress.start(context.name, num_steps)

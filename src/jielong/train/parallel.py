@@ -140,10 +140,26 @@ def reduce_sum(tensor: Tensor, runtime: Runtime, group: dist.ProcessGroup | None
     try:
         dist.all_reduce(tensor, group=group)
     except RuntimeError as error:
-        raise TrainingError(
-            f"process {runtime.process} of {runtime.num_processes} has lost another one, which says why in its own "
-            f"output; the same command goes on from the last checkpoint ({str(error).splitlines()[0]})"
-        ) from None
+        raise _lost(error, runtime) from None
+
+
+def _lost(error: RuntimeError, runtime: Runtime) -> TrainingError:
+    return TrainingError(
+        f"process {runtime.process} of {runtime.num_processes} has lost another one, which says why in its own "
+        f"output; the same command goes on from the last checkpoint ({str(error).splitlines()[0]})"
+    )
+
+
+@contextmanager
+def told_when_lost(runtime: Runtime) -> Iterator[None]:
+    """Within the block an error of torch's own communication is a TrainingError: another process is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        talking = isinstance(error, dist.DistError) or "gloo" in str(error)  # gloo's errors have no class of their own
+        if runtime.num_processes == 1 or not talking:
+            raise
+        raise _lost(error, runtime) from None
 
 
 def check_agreement(what: str, text: str, runtime: Runtime) -> None:
