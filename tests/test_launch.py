@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jielong.launch import ALLOCATOR_SETTINGS, allocator_is_tuned
+from jielong.launch import ALLOCATOR_SETTINGS, allocator_is_tuned, child_variables
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
 
@@ -47,3 +47,12 @@ def test_tuned_means_all_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert allocator_is_tuned()
     monkeypatch.setenv("GOMP_SPINCOUNT", "1")
     assert not allocator_is_tuned()
+
+
+def test_a_child_gets_the_settings_or_an_environment_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {**ALLOCATOR_SETTINGS, "JIELONG_ALLOCATOR": "set", "MINE": "kept"}.items():
+        monkeypatch.setenv(key, value)
+    without, tuned = child_variables(False), child_variables(True)
+    assert not {*ALLOCATOR_SETTINGS, "JIELONG_ALLOCATOR"} & set(without) and without["MINE"] == "kept"
+    assert {key: tuned[key] for key in ALLOCATOR_SETTINGS} == ALLOCATOR_SETTINGS
+    assert {key: tuned[key] for key in without} == without
