@@ -86,7 +86,7 @@ def read_fields(family: Family, theirs: Mapping[str, Any], head: str) -> ModelCo
             _put(values, sources, name, key, _typed(key, value, KINDS[name]))
     for key, (name, default, legal) in family.choices.items():
         value = theirs.get(key, default)
-        if value not in legal:
+        if isinstance(value, list | dict) or value not in legal:
             raise ModelError(f"{key} is {value!r}; of a {family.model_type} config we read {', '.join(legal)}")
         values[name] = legal[value]
     _read_rope(family, theirs, values)

@@ -70,14 +70,11 @@ class _Call:
         self._replies = Replies(
             service, job, [Reply(loaded.tokenizer, one, guard_of(persona), holds_odds=held) for one in job.requests]
         )
-        self._kind, self._id = "chat.completion", new_id("chatcmpl")
+        self._id = new_id("chatcmpl")
 
     async def answer(self) -> dict[str, Any]:
         """The whole answer."""
-        told: list[list[Told]] = [[] for _ in self._replies.each]
-        async for pieces in self._replies.pieces():
-            for piece in pieces:
-                told[piece.index] += piece.told
+        told = await self._replies.all_told()
         choices = []
         for index, reply in enumerate(self._replies.each):
             message = {"role": "assistant", "content": reply.text, "refusal": None}

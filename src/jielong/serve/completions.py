@@ -67,10 +67,7 @@ class _Call:
 
     async def answer(self) -> dict[str, Any]:
         """The whole answer."""
-        told: list[list[Told]] = [[] for _ in self._replies.each]
-        async for pieces in self._replies.pieces():
-            for piece in pieces:
-                told[piece.index] += piece.told
+        told = await self._replies.all_told()
         choices = []
         for index, reply in enumerate(self._replies.each):
             piece = Piece(index, reply.text, told[index], reply.tokens, reply.finish_reason)

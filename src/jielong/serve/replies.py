@@ -155,6 +155,14 @@ class Replies:
             if found:
                 yield list(found.values())
 
+    async def all_told(self) -> list[list[Told]]:
+        """Waits until all have ended: the log-probabilities told of each. Their texts are then in `each`."""
+        told: list[list[Told]] = [[] for _ in self.each]
+        async for pieces in self.pieces():
+            for piece in pieces:
+                told[piece.index] += piece.told
+        return told
+
     def _refuse(self, index: int, rule: str) -> None:
         self._job.cancel(index)
         self._service.metrics.refused.add(1, rule)
