@@ -219,5 +219,13 @@ def test_the_verb_prints_tables_or_json(monkeypatch: pytest.MonkeyPatch, capsys:
     assert code == 2 and "--nanogpt must name" in err
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_nanogpt_is_compiled_when_asked_for(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(measure, "nanogpt_section", lambda *given, rivals: asked.extend(rivals))
+    measure.measure("nanogpt", CPU, Choice([], Path("x"), 1, 0.0, compiled))
+    assert asked == [name for name in nanogpt.RIVALS if compiled or "compile" not in name]
+
+
 def test_a_table_lines_up() -> None:
     assert markdown_table(("a", "long"), [["22", "1"]]) == "| a  | long |\n| -- | ---- |\n| 22 | 1    |"

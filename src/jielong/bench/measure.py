@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jielong.bench.contender import Job
 from jielong.bench.decoding import decoding_section
-from jielong.bench.nanogpt import nanogpt_section, started
+from jielong.bench.nanogpt import RIVALS, nanogpt_section, started
 from jielong.bench.table import Section
 from jielong.bench.timing import clock_for
 from jielong.bench.training import training_section
@@ -44,6 +44,7 @@ class Choice:
     nanogpt: Path | None
     blocks: int
     block_seconds: float
+    compiled: bool = False  # nanoGPT with torch.compile as well
 
 
 def measure(name: str, runtime: Runtime, choice: Choice) -> Section:
@@ -59,7 +60,8 @@ def measure(name: str, runtime: Runtime, choice: Choice) -> Section:
     if name == "memory":
         return memory_section(runtime)
     assert name == "nanogpt" and choice.nanogpt is not None
-    return nanogpt_section(choice.nanogpt, runtime, choice.blocks, choice.block_seconds)
+    rivals = [name for name in RIVALS if choice.compiled or not RIVALS[name][0].get("compiled")]
+    return nanogpt_section(choice.nanogpt, runtime, choice.blocks, choice.block_seconds, rivals=rivals)
 
 
 def products_section(runtime: Runtime) -> Section:

@@ -28,6 +28,9 @@ def bench(
     nanogpt: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Your copy of nanoGPT's repository: compares with it, too.")
     ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="nanogpt: with torch.compile as well, which takes minutes first.")
+    ] = False,
     presets: Annotated[
         str, typer.Option(metavar="A,B", help="Models that training and decoding measure.")
     ] = "jie-s,jie-m",
@@ -49,7 +52,7 @@ def bench(
     from jielong.runtime import detect, environment
 
     runtime = detect(dtype=dtype, threads=threads)
-    choice = Choice(presets.split(","), nanogpt, blocks, block_seconds)
+    choice = Choice(presets.split(","), nanogpt, blocks, block_seconds, compiled)
     told, holds, say = {}, True, Console(stderr=True, highlight=False)
     for name in chosen:
         say.print(f"{name} …", style="dim")
