@@ -101,7 +101,7 @@ def start(recipe: Path, out: Path, world_size: int, *more: str) -> list[subproce
 
 
 def ended(children: list[subprocess.Popen[bytes]]) -> list[str]:
-    told = [child.communicate(timeout=200)[1].decode() for child in children]
+    told = [child.communicate(timeout=500)[1].decode() for child in children]
     assert [child.returncode for child in children] == [0] * len(children), told
     return told
 

@@ -63,7 +63,7 @@ def learn(case: str, runtime: Runtime, folder: Path, start: Path | None = None) 
     model = model_of(case)
     learned: torch.nn.Module = model
     runtime = replace(runtime, dtype=torch.bfloat16 if case == "bfloat16" else torch.float32)
-    if case == "meta" and runtime.mesh is not None:
+    if case in ("meta", "tensor") and runtime.mesh is not None:
         with torch.device("meta"):
             learned = model = Transformer(model.config)
     if case == "tensor":  # in which nothing but a mistake makes a difference

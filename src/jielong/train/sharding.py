@@ -69,7 +69,8 @@ def shard(model: Transformer, runtime: Runtime) -> None:
         split(model, runtime.mesh["tensor"])
     mesh = _weights_mesh(runtime.mesh)
     if runtime.mesh["shard"].size() == 1:
-        model.to(runtime.device)
+        if not model.embed.weight.is_meta:  # else `fill` sees to it
+            model.to(runtime.device)
         return
     narrow = None if runtime.dtype == torch.float32 else runtime.dtype
     # Inputs stay as they are: the residual stream is float32, and its norms read it so.
