@@ -16,10 +16,19 @@ from jielong.data.sources import Source, files, find
 from jielong.errors import DataError, UsageError
 from jielong.evaluate.tasks import TASKS
 from jielong.recipe import Recipe, Stage
-from jielong.recipe.recipe import stage_sources, stage_votes
+from jielong.recipe.recipe import stage_sources
 from jielong.runtime import Runtime
 from jielong.stages.context import read_json, write_json
 
+# (kind or None for any, setting, its default): settings that recipes could not always name. At their defaults they
+# leave no trace in a stage's hash, so what was made before they were there is as good as ever.
+NEWER: tuple[tuple[str | None, str, object], ...] = (
+    (None, "votes", None),
+    ("pretrain", "mixture", None),
+    (None, "z_loss", 0.0),
+    ("mlm", "start", "random"),
+    ("translate", "switches", []),
+)
 Inputs = dict[str, list[dict[str, Any]]]  # what -> its files: {"path", "bytes", "sha256"}
 
 
@@ -103,12 +112,9 @@ def run_hash(recipe: Recipe, runtime: Runtime) -> str:
 def stage_hash(recipe: Recipe, stage: Stage, inputs: Inputs, before: str) -> str:
     """A hash over a stage's settings and inputs, and over all stages before it (before: the last one's hash)."""
     settings = stage.settings.model_dump(mode="json")
-    if stage_votes(stage) is None:  # no trace: what was made before a recipe could name votes is as good as ever
-        settings.pop("votes", None)
-    if stage.kind == "pretrain" and stage.settings.mixture is None:  # nor before it could mix by weight
-        settings.pop("mixture")
-    if not settings.get("z_loss"):  # nor before there was one
-        settings.pop("z_loss", None)
+    for kind, name, default in NEWER:
+        if kind in (None, stage.kind) and settings.get(name) == default:
+            settings.pop(name, None)
     content = {"name": stage.name, "kind": stage.kind, "settings": settings, "before": before}
     if inputs:
         content["inputs"] = inputs
