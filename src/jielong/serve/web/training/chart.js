@@ -51,8 +51,9 @@ export class Chart {
     const steps = this.lines.flatMap(({ steps: each }) => [each[0], each.at(-1)]);
     const sorted = this.lines.flatMap(({ values }) => thin({ steps: values, values }, 300).values).sort((a, b) => a - b);
     const cut = (share) => sorted[Math.min(sorted.length - 1, Math.max(0, Math.round(share * (sorted.length - 1))))];
+    // a smoothed series of equal numbers differs from them by rounding: that is no range
     let [low, high] = [cut(0), sorted.length > 60 ? Math.max(cut(0.985), this.lines.reduce((most, { values }) => Math.max(most, values.at(-1)), -Infinity)) : cut(1)];
-    if (low === high) { low -= Math.abs(low) * 0.1 || 1; high += Math.abs(high) * 0.1 || 1; }
+    if (high - low <= 1e-9 * Math.max(Math.abs(low), Math.abs(high))) { low -= Math.abs(low) * 0.1 || 1; high += Math.abs(high) * 0.1 || 1; }
     const forward = this.log ? Math.log : (value) => value;
     const pad = (forward(high) - forward(low)) * 0.05;
     const [a, b] = [forward(low) - pad, forward(high) + pad];

@@ -76,9 +76,9 @@ export function ticks(low, high, num, log = false) {
   }
   const rough = (high - low) / num;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 2.5, 5, 10].map((part) => part * power).find((each) => each >= rough);
+  const step = [1, 2, 2.5, 5].map((part) => part * power).find((each) => each >= rough) ?? 10 * power;
   const found = [];
-  for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-9; value += step) found.push(Math.abs(value) < step * 1e-9 ? 0 : value);
+  for (let n = Math.ceil(low / step); found.length <= 2 * num && n * step <= high + step * 1e-9; n += 1) found.push(n * step);
   return found;
 }
 
