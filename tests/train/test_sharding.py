@@ -26,6 +26,7 @@ from jielong.train.lora import LoraConfig, attach
 from jielong.train.objectives import next_token
 from jielong.train.optim import OptimizerConfig, build_optimizer
 from jielong.train.parallel import Layout, arranged, check_divisible, check_equal_shares, joined, told_when_lost
+from jielong.train.sharded_muon import ShardedMuon
 
 CPU = Runtime(device=torch.device("cpu"), dtype=torch.float32)
 STEPS, SAVED, MICRO = 20, 8, 4
@@ -37,6 +38,8 @@ LAYOUTS = {
     "tensor": Layout("none", 2),
     "lora": Layout("full"),
     "bfloat16": Layout("full"),
+    "muon": Layout("full"),
+    "muon-tensor": Layout("none", 2),
 }
 SIZES = {"vocab_size": 41, "max_length": 16, "width": 32, "decoder_layers": 2, "head_size": 8, "ffn_width": 48}
 
@@ -66,7 +69,7 @@ def learn(case: str, runtime: Runtime, folder: Path, start: Path | None = None) 
     if case in ("meta", "tensor") and runtime.mesh is not None:
         with torch.device("meta"):
             learned = model = Transformer(model.config)
-    if case == "tensor":  # in which nothing but a mistake makes a difference
+    if "tensor" in case or "muon" in case:  # in which nothing but a mistake makes a difference
         model.double()
     if case == "lora":
         learned = attach(model, LoraConfig(4, 8.0, ("q", "v", "down")), torch.Generator().manual_seed(1))
@@ -77,7 +80,9 @@ def learn(case: str, runtime: Runtime, folder: Path, start: Path | None = None) 
         sharding.rebind(learned, model)
     if model.embed.weight.is_meta:
         sharding.fill(model, runtime, torch.Generator().manual_seed(0))
-    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-3), sharding.split_parameters(model))
+    config = OptimizerConfig(learning_rate=1e-3, matrix_learning_rate=0.02 if "muon" in case else None)
+    muon = torch.optim.Muon if runtime.mesh is None else ShardedMuon
+    optimizer = build_optimizer(model, config, sharding.split_parameters(model), muon)
     first = 0 if start is None else load_checkpoint(start, {"model": learned}, {"optimizer": optimizer}, runtime)[0]
     found: dict[str, list[float]] = {"losses": [], "norms": []}
     for step in range(first, STEPS):
@@ -166,7 +171,7 @@ def test_layers_in_another_number_of_parts_are_told(together: dict[str, list[Fou
         learn("tensor", CPU, folder / "on", folder / "tensor" / f"step-{SAVED:06d}")
 
 
-@pytest.mark.parametrize("case", ["full", "meta", "lora"])
+@pytest.mark.parametrize("case", ["full", "meta", "lora", "muon"])
 def test_one_process_goes_on_where_two_were(
     case: str, alone: Callable[[str], Found], together: dict[str, list[Found]], folder: Path
 ) -> None:
@@ -217,11 +222,17 @@ def test_a_skeleton_has_no_memory_and_the_same_parts() -> None:
     assert torch.equal(model(torch.arange(8)[None]), want)
 
 
-def test_muon_is_refused_with_what_to_do() -> None:
-    config = OptimizerConfig(learning_rate=1e-3, matrix_learning_rate=0.02)
-    with pytest.raises(UsageError, match="muon.*no process has one; set optimizer = .adamw."):
-        sharding.shardable(model_of("full"), config)
-    assert sharding.shardable(model_of("full"), OptimizerConfig(learning_rate=1e-3)) is not None
+def test_muon_of_shares_is_torchs_where_nothing_is_shared_out() -> None:
+    """Bit for bit, on matrices higher than wide, wider than high and square."""
+    found = []
+    for muon in (torch.optim.Muon, ShardedMuon):
+        model = model_of("full")
+        config = OptimizerConfig(learning_rate=1e-3, matrix_learning_rate=0.02)
+        optimizer = build_optimizer(model, config, muon=muon)
+        for step in range(3):
+            train_step(model, optimizer, list(rows(step)), next_token, CPU, 1.0, step + 1)
+        found.append(model.state_dict())
+    assert all(torch.equal(found[0][name], value) for name, value in found[1].items())
 
 
 @pytest.mark.parametrize(

@@ -278,11 +278,6 @@ def _check_layout(recipe: Recipe, where: str) -> None:
                 f"{here}: a stage of kind translate averages whole weights and decodes while it learns, so [run] {how} "
                 "is not for it; leave that out"
             )
-        if settings.get("optimizer") == "muon":
-            raise RecipeError(
-                f'{here}: optimizer = "muon" makes whole matrices orthogonal, and with [run] {how} no process has one; '
-                'set optimizer = "adamw", or leave that out'
-            )
         if run.tensor_parallel > 1 and settings.get("lora") is not None and stage.kind not in POLICIES:
             raise RecipeError(f"{here}: layers with an adapter are not cut into parts; delete lora, or [run] {how}")
         if stage.kind in ("pretrain", "mlm"):

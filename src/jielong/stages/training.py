@@ -159,15 +159,15 @@ def placed(context: Context, model: torch.nn.Module, learned: torch.nn.Module) -
     if runtime.mesh is None:
         yield build_optimizer(model.to(runtime.device), config)
         return
-    from jielong.train import sharding  # here: it takes seconds to import, see there
+    from jielong.train import sharded_muon, sharding  # here: it takes seconds to import, see there
 
-    transformer = sharding.shardable(model, config)
+    transformer = sharding.shardable(model)
     skeleton = sharding.skeleton_of(transformer)
     sharding.shard(transformer, runtime)
     if weightless:
         sharding.fill(transformer, runtime, runtime.generator(context.name, "weights"))
     sharding.rebind(learned, model)
-    yield build_optimizer(model, config, sharding.split_parameters(model))
+    yield build_optimizer(model, config, sharding.split_parameters(model), sharded_muon.ShardedMuon)
     sharding.unshard(transformer, skeleton, runtime)
     sharding.rebind(learned, model)
 

@@ -87,12 +87,8 @@ class MuonAdamW(torch.optim.Optimizer):
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks", as torch.optim.Muon has it.
     """
 
-    def __init__(self, matrices: list[nn.Parameter], rest: list[nn.Parameter], config: OptimizerConfig) -> None:
-        assert config.matrix_learning_rate is not None
-        self._muon = torch.optim.Muon(
-            matrices, lr=config.matrix_learning_rate, weight_decay=config.weight_decay, momentum=0.95, nesterov=True
-        )
-        self._adamw = _adamw(rest, config)
+    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
+        self._muon, self._adamw = muon, adamw
         super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {})
         self._share()
 
@@ -123,11 +119,15 @@ def _adamw(
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimizerConfig, apart: Collection[nn.Parameter] = ()
+    model: nn.Module,
+    config: OptimizerConfig,
+    apart: Collection[nn.Parameter] = (),
+    muon: type[torch.optim.Muon] = torch.optim.Muon,
 ) -> torch.optim.Optimizer:
     """Fused AdamW over the trainable parameters of `model`, with Muon for its layers' matrices where config says so.
 
     Each group remembers its peak as `initial_lr`. A tied matrix is trained once. apart: as for decay_groups.
+    muon: ShardedMuon where matrices are shared out.
     Raises UsageError when nothing is trainable, or when there is no matrix for Muon.
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101 (decoupled decay: it is scaled by the learning rate).
     """
@@ -142,7 +142,11 @@ def build_optimizer(
         if not matrices:
             raise UsageError("optimizer: muon trains the matrices inside layers, and none of them is trainable")
         chosen = {id(parameter) for parameter in matrices}
-        optimizer = MuonAdamW(matrices, [parameter for parameter in trained if id(parameter) not in chosen], config)
+        rest = [parameter for parameter in trained if id(parameter) not in chosen]
+        rate, decay = config.matrix_learning_rate, config.weight_decay
+        optimizer = MuonAdamW(
+            muon(matrices, lr=rate, weight_decay=decay, momentum=0.95, nesterov=True), _adamw(rest, config, apart)
+        )
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer

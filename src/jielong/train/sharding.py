@@ -24,7 +24,6 @@ from jielong.errors import UsageError
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime
 from jielong.train.lora import Adapter
-from jielong.train.optim import OptimizerConfig
 from jielong.train.parallel import sum_tensors, total_of_all
 from jielong.train.tensor_parallel import in_own_order, row_order, split
 from jielong.train.tensor_parallel import split_parameters as split_parameters
@@ -42,16 +41,11 @@ def skeleton_of(model: Transformer) -> Transformer:
     return twin
 
 
-def shardable(model: nn.Module, config: OptimizerConfig) -> Transformer:
-    """The model. Raises UsageError for what cannot be shared out: models without layers of their own, and Muon."""
+def shardable(model: nn.Module) -> Transformer:
+    """The model. Raises UsageError for what cannot be shared out: models without layers of their own."""
     if not isinstance(model, Transformer):
         raise UsageError(
             f"[run] sharding and tensor_parallel share out a Transformer, not a {type(model).__name__}; leave them out"
-        )
-    if config.matrix_learning_rate is not None:
-        raise UsageError(
-            'optimizer = "muon" makes a whole matrix orthogonal, and with [run] sharding or tensor_parallel no process '
-            'has one; set optimizer = "adamw", or leave the two out'
         )
     return model
 
@@ -74,7 +68,8 @@ def shard(model: Transformer, runtime: Runtime) -> None:
         return
     narrow = None if runtime.dtype == torch.float32 else runtime.dtype
     # Inputs stay as they are: the residual stream is float32, and its norms read it so.
-    policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    summed_in = None if narrow is None else torch.float32  # None: as the weights are
+    policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=summed_in, cast_forward_inputs=False)
     for layer in (*model.encoder, *model.layers):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
@@ -97,7 +92,7 @@ def fill(model: Transformer, runtime: Runtime, generator: torch.Generator) -> No
         whole = model.start_of(name, parameter.shape, generator)
         order = row_order(name, model.config, runtime.tensor_size)
         placed = placed_like(parameter, whole if order is None else whole[order])
-        _own_part(parameter).copy_(_own_part(placed))
+        own_part(parameter).copy_(own_part(placed))
 
 
 def _weights_mesh(mesh: DeviceMesh) -> DeviceMesh:
@@ -163,11 +158,11 @@ def sum_parts(parameters: Iterable[nn.Parameter], runtime: Runtime) -> None:
             continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        own.append(_own_part(parameter.grad))
+        own.append(own_part(parameter.grad))
     sum_tensors(own, runtime)
 
 
-def _own_part(tensor: Tensor) -> Tensor:
+def own_part(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor, the same memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
@@ -176,7 +171,7 @@ def _own_part(tensor: Tensor) -> Tensor:
 def clip_gradients(parameters: Iterable[nn.Parameter], clip: float, runtime: Runtime) -> float:
     """Scale gradients to a global norm of at most `clip`; returns the norm they had, over all processes' parts."""
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    own = [_own_part(grad) for grad in grads]
+    own = [own_part(grad) for grad in grads]
     if not own:
         own_sum = 0.0
     else:
