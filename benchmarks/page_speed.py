@@ -23,6 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,8 @@ def stream_cost(address: str, pid: int, repeats: int) -> list[str]:
         async def all_at_once(first: int) -> list[Any]:
             return await asyncio.gather(*(ask(port, {**body, "seed": first + n}) for n in range(NUM_CLIENTS)))
 
-        heard = asyncio.run(all_at_once(100 * repeat))
+        with ThreadPoolExecutor(1) as thread:  # playwright's own loop runs in this one
+            heard = thread.submit(asyncio.run, all_at_once(100 * repeat)).result()
         assert all(one.is_whole for one in heard), [one.error for one in heard]
         if repeat:  # the first one warms up
             costs.append((_cpu_seconds(pid) - before) / (NUM_CLIENTS * NUM_TOKENS))
