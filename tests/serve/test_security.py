@@ -315,6 +315,7 @@ async def test_pages(lab: Lab, tmp_path: Path) -> None:
     (web / "shell").mkdir(parents=True)
     (web / "index.html").write_text("<!doctype html>")
     (web / "shell" / "boot.js").write_text("export {}")
+    (web / "icon.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     (tmp_path / "secret.txt").write_text("secret")
     app = build_app(lab.service(), pages=Pages(web))
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
@@ -325,6 +326,12 @@ async def test_pages(lab: Lab, tmp_path: Path) -> None:
         script = await client.get("/web/shell/boot.js")
         assert script.headers["content-type"].startswith("text/javascript")
         assert script.headers["x-content-type-options"] == "nosniff"
+        assert script.headers["cross-origin-resource-policy"] == "same-origin"
+        assert (
+            "content-security-policy" not in script.headers
+        )  # no page: it would weigh on every first visit for nothing
+        picture = await client.get("/web/icon.svg")  # a browser does show this one as a page
+        assert {name: picture.headers[name] for name in page_headers()} == page_headers()
         again = await client.get("/web/shell/boot.js", headers={"if-none-match": script.headers["etag"]})
         assert again.status_code == 304 and again.content == b""
         for path in ("../secret.txt", "%2e%2e/secret.txt", "..%2fsecret.txt", "shell/../../secret.txt",
