@@ -37,6 +37,7 @@ EXCEPTIONS = {
     "generate/engine.py Engine.generate": "the one entrance to decoding: every option of a completion is an argument",
     "generate/engine.py Engine.stream": "as generate, for one",
     "cli/verbs.py plan": "an argument is an option of the command line",
+    "cli/verbs.py chat": "an argument is an option of the command line",
     "cli/verbs.py complete": "an argument is an option of the command line",
     "cli/evaluating.py evaluate": "an argument is an option of the command line",
     "cli/benching.py bench": "an argument is an option of the command line",

@@ -51,15 +51,15 @@ def evaluate(
     Tasks of the built-in world are questions that a chat answers; benchmarks (lambada, hellaswag, mmlu, gsm8k ...) are
     files under the data root. docs/evaluation.md lists them all.
     """
+    from jielong.cli.engines import EngineChoice, find_engine
     from jielong.cli.tasks import Benchmarks, ask_benchmarks, ask_world, print_table, split_names
-    from jielong.cli.verbs import _engine as open_engine
     from jielong.cli.verbs import console, messages
     from jielong.evaluate.asking import Asking
 
     world, benchmarks = split_names(tasks)
     asking = Asking(shots, limit, seed, samples, temperature, max_new_tokens, chain_of_thought)
     wanted = Benchmarks(benchmarks, asking, data_root, overlap, items)
-    engine, found = open_engine(model, device, seed)
+    engine, found = find_engine(model, EngineChoice("jielong", device, None, seed), messages())
     record: dict[str, Any] = {"model": str(found.folder)}
     table: dict[str, dict[str, Any]] = {}
     if world:

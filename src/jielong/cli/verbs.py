@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,6 +39,14 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")
 WeightsOption = Annotated[
     str | None,
     typer.Option(help="Pack them for a CPU: auto (the fastest), float32, bfloat16, int8, int4.", metavar="KIND"),
+]
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        metavar="jielong|llama.cpp",
+        help="What decodes; llama.cpp's kernels need pip install 'jielong\\[llamacpp]', and take F32, F16 or Q8_0 "
+        "(auto) as --weights.",
+    ),
 ]
 SeedOption = Annotated[int, typer.Option(help="Equal seeds, equal texts.")]
 
@@ -180,32 +187,6 @@ def plan(
         console().print(format_plan(found) if is_recipe(name) else format_sheet(found), soft_wrap=False)
 
 
-def _engine(model: str, device: str, seed: int, weights: str | None = None) -> tuple[Any, Any]:
-    """The engine over a model, and how the model was found; its provenance is told on stderr."""
-    from jielong.cli.models import find_model
-    from jielong.folder import load
-    from jielong.generate.engine import Engine
-    from jielong.log import format_count
-    from jielong.model.hf import read_provenance
-    from jielong.runtime import detect
-
-    found = find_model(model)
-    say = messages()
-    if found.note:
-        say.print(found.note, style="dim", markup=False, soft_wrap=True)
-    runtime = detect(device, "float32", None, seed)
-    network, tokenizer = load(found.folder)
-    provenance = read_provenance(found.folder)
-    number = format_count(sum(p.numel() for p in network.parameters()))
-    origin = [provenance[key] for key in ("kind",) if provenance.get(key)]
-    # relative to the model folder, so that a run may be moved
-    parent = [f"from {os.path.normpath(found.folder / provenance['parent'])}"] if provenance.get("parent") else []
-    facts = ", ".join([f"{number} parameters", f"context {network.config.max_length} tokens", *origin, *parent])
-    say.print(f"model: {found.folder} ({facts})", markup=False, soft_wrap=True)
-    kind = None if weights == "auto" and runtime.device.type != "cpu" else weights
-    return Engine(network.to(runtime.device), tokenizer, runtime, kind), found
-
-
 @app.command(
     epilog="Examples:  jielong chat runs/quickstart  ·  jielong chat runs/quickstart/04-sft/model --temperature 0  ·  "
     "echo 'What is 12 + 30?' | jielong chat runs/quickstart"
@@ -218,17 +199,19 @@ def chat(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     weights: WeightsOption = "auto",
+    engine: EngineOption = "jielong",
 ) -> None:
     """Talk with a model in the terminal. /help lists the commands; without a terminal, one turn a line from stdin."""
     from jielong.cli.chat import Conversation, talk
+    from jielong.cli.engines import EngineChoice, find_engine
     from jielong.model.hf import read_provenance
     from jielong.tokenizer.chat import check_answers
 
-    engine, found = _engine(model, device, seed, weights)
-    check_answers(engine.tokenizer)
+    decoder, found = find_engine(model, EngineChoice(engine, device, weights, seed), messages())
+    check_answers(decoder.tokenizer)
     if read_provenance(found.folder).get("kind") == "pretrain":
         messages().print("a base model: it continues text and has not learned to answer", style="yellow")
-    conversation = Conversation(engine, max_new_tokens, temperature, seed)
+    conversation = Conversation(decoder, max_new_tokens, temperature, seed)
     conversation.reset(system)
     talk(conversation, messages())
 
@@ -246,13 +229,16 @@ def complete(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     weights: WeightsOption = None,
+    engine: EngineOption = "jielong",
     as_json: JsonOption = False,
 ) -> None:
     """Continue a text; -k shows what the model expects next, with probabilities."""
-    engine, found = _engine(model, device, seed, weights)
-    top_tokens = engine.top_tokens(text, top) if top else []
+    from jielong.cli.engines import EngineChoice, find_engine
+
+    decoder, found = find_engine(model, EngineChoice(engine, device, weights, seed), messages())
+    top_tokens = decoder.top_tokens(text, top) if top else []
     if as_json:
-        made = engine.generate([text], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)[0]
+        made = decoder.generate([text], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)[0]
         record = {
             "model": str(found.folder),
             "text": made.text,
@@ -267,7 +253,7 @@ def complete(
         bar = "█" * round(30 * probability)
         console().print(f"{100 * probability:6.2f} %  {piece!r:<16} {token:>6}  {bar}", markup=False)
     if max_new_tokens:
-        pieces = engine.stream(text, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        pieces = decoder.stream(text, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
         sys.stdout.write(text + next(pieces, ""))  # a text that is too long is refused before any of it is written
         for piece in pieces:
             sys.stdout.write(piece)

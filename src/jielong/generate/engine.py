@@ -45,7 +45,7 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """One batch of rows to decode, on the host. limits: most new tokens a row, at least 1. seeds: one a row."""
 
     prompts: list[list[int]]
@@ -133,7 +133,7 @@ class Engine:
         order = sorted((row for row in range(len(ids)) if limits[row]), key=lambda row: len(ids[row]))
         for start in range(0, len(order), batch_rows):
             rows = order[start : start + batch_rows]
-            job = _Job([ids[r] for r in rows], [limits[r] for r in rows], [seeds[r] for r in rows], sampling, stops)
+            job = Job([ids[r] for r in rows], [limits[r] for r in rows], [seeds[r] for r in rows], sampling, stops)
             done.update(zip(rows, self._collect(job), strict=True))
         made = [done.get(row, ([], [])) for row in range(len(ids))]
         return [self._completion(*row, stops) for row in zip(prompts, ids, made, strict=True)]
@@ -162,7 +162,7 @@ class Engine:
         limit = self._limit(len(ids), max_new_tokens)
         penalties = (repetition_penalty, presence_penalty, frequency_penalty)
         sampling = Sampling(temperature, top_k, top_p, min_p, *penalties, self._bias(logit_bias))
-        job = _Job([ids], [limit], row_seeds(seed, 1), sampling, self._stops(stop_ids))
+        job = Job([ids], [limit], row_seeds(seed, 1), sampling, self._stops(stop_ids))
         return self._pieces(job, TextStream(self.tokenizer, ids if isinstance(prompt, str) else ()))
 
     def top_tokens(self, prompt: Prompt, k: int) -> list[tuple[str, int, float]]:
@@ -239,7 +239,7 @@ class Engine:
         text = self.tokenizer.decode(tokens, ids) if isinstance(prompt, str) else self.tokenizer.decode(tokens)
         return Completion(ids, tokens, text, logprobs, reason)
 
-    def _pieces(self, job: _Job, text: TextStream) -> Iterator[str]:
+    def _pieces(self, job: Job, text: TextStream) -> Iterator[str]:
         if job.limits[0]:
             for step in self._decode(job):
                 piece = text.feed(int(step.ids))
@@ -251,7 +251,7 @@ class Engine:
 
     # The decoding itself.
 
-    def _collect(self, job: _Job) -> list[tuple[list[int], list[float]]]:
+    def _collect(self, job: Job) -> list[tuple[list[int], list[float]]]:
         """(ids, logprobs) of every row of the job."""
         num_rows, num_steps = len(job.prompts), max(job.limits)
         device = self.runtime.device
@@ -268,7 +268,7 @@ class Engine:
     # inference_mode, not no_grad: under it autocast keeps no cast weights, which in a caller's open autocast would be
     # stale after a training step, or reach the next forward without gradients. Casting anew costs a tenth of a step.
     @torch.inference_mode()
-    def _decode(self, job: _Job) -> Iterator[_Step]:
+    def _decode(self, job: Job) -> Iterator[_Step]:
         """Steps until every row has ended. Raises ModelError at scores that are not finite, before the step is told."""
         device = self.runtime.device
         rows = torch.arange(len(job.prompts), device=device)  # (R,); R shrinks when ended rows are dropped
@@ -307,7 +307,7 @@ class Engine:
                 logits = self._network(ids[:, None], cache=cache)[:, 0]  # (R, V)
             cache.advance(active.long())  # an ended row stays where it is; what it says is never told
 
-    def _penalties(self, job: _Job) -> list[Penalties] | None:
+    def _penalties(self, job: Job) -> list[Penalties] | None:
         """What each row has said, where that changes its scores."""
         if not job.sampling.changes_scores:
             return None
