@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import sys
 import textwrap
 from pathlib import Path
@@ -145,8 +146,9 @@ def test_nanogpt_section_in_miniature(folder: Path, monkeypatch: pytest.MonkeyPa
     assert ours["tokens_per_second"] > 0 and f"{ours['tokens_per_second']:,.0f}" in section.markdown()
 
 
-def test_losses_that_differ_do_not_hold(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rates, losses = {"jielong": [2.0], "nanoGPT": [1.0]}, {"jielong": [4.0, 3.0], "nanoGPT": [4.0, 3.03]}
+@pytest.mark.parametrize("last", [3.03, math.nan])
+def test_losses_that_differ_do_not_hold(folder: Path, monkeypatch: pytest.MonkeyPatch, last: float) -> None:
+    rates, losses = {"jielong": [2.0], "nanoGPT": [1.0]}, {"jielong": [4.0, 3.0], "nanoGPT": [4.0, last]}
     monkeypatch.setattr(nanogpt, "_turns", lambda *given: (rates, losses))
     monkeypatch.setattr(nanogpt, "probe_flops", lambda runtime, clock: 1e9)
     section = nanogpt.nanogpt_section(folder, CPU, 1, 0.0, shapes=[(2, 31)], rivals=["nanoGPT"])

@@ -71,9 +71,12 @@ def test_squads_nested_file(tmp_path: Path) -> None:
             {"sentence1": "a", "sentence2": "b", "score": "high"},
             "\"score\" is 'high'; it must be a number",
         ),
+        ("similarity", {"sentence1": "a", "sentence2": "b", "score": float("nan")}, "is nan; it must be a number"),
         ("choice", {"query": "a", "choices": "ab", "gold": 0}, "the candidates must be a list of texts"),
         ("choice", {"query": "a", "choices": ["a", "b"], "gold": True}, "the index of a candidate, 0 to 1"),
         ("span", {"context": "a", "question": "b", "answers": 1}, 'needs "answers", a list of'),
+        ("span", {"paragraphs": ["a"]}, 'rows.jsonl:1: "paragraphs" must be a list of objects'),
+        ("span", {"paragraphs": [{"qas": {"question": "b"}}]}, 'paragraph 1: "qas" must be a list of objects'),
     ],
 )
 def test_other_shapes_are_errors(tmp_path: Path, task: str, row: dict[str, Any], message: str) -> None:
@@ -86,9 +89,10 @@ def test_rows_that_say_nothing_are_left_out_with_their_reason(tmp_path: Path) ->
     answer = {"answers": [{"text": "cat", "answer_start": 5}]}
     rows = [{"context": "the cat", "question": "who?", **answer}, {"context": "a", "question": "b", "answers": []},
             {"context": " ", "question": "b", **answer},
-            {"context": "the cat", "question": "who?", "answers": [{"text": "cat", "answer_start": 4}]}]  # fmt: skip
+            {"context": "the cat", "question": "who?", "answers": [{"text": "cat", "answer_start": 4}]},
+            {"context": "the cat", "question": "who?", "answers": [{"text": "the", "answer_start": -7}]}]  # fmt: skip
     assert len(read(tmp_path, "span", *rows, left_out=reasons)) == 1
-    assert [reason.partition("rows.jsonl:")[2][:2] for reason in reasons] == ["1:", "2:", "3:"]
+    assert [reason.partition("rows.jsonl:")[2][:2] for reason in reasons] == ["1:", "2:", "3:", "5:"]
     assert "does not stand at character 5" in reasons[0] and "blank" in reasons[2]
     with pytest.raises(DataError, match="'rows' has no usable row; the first reason: .*no answer"):
         read(tmp_path, "span", rows[1])

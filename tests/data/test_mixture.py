@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -46,3 +48,5 @@ def test_a_share_of_less_than_a_row_is_refused() -> None:
     check_weights({"a": 1.0, "b": 4000.0})
     with pytest.raises(UsageError, match="mixture: a = 1 of 9001 in all is less than one row in 4096; raise it"):
         check_weights({"a": 1.0, "b": 9000.0})
+    with pytest.raises(UsageError, match="mixture: a = inf of inf in all"):
+        check_weights({"a": math.inf})

@@ -36,6 +36,9 @@ def test_columns_have_no_header_and_quotes_are_text(tmp_path: Path) -> None:
     source = Source("p", "p.tsv", languages=("en", "zh"))
     assert list(read_pairs([source], tmp_path, ("zh", "en"), PairLedger())) == [("走。", '"Go."'), ("嗨", "Hi")]
     assert list(read_sentences(source, tmp_path))[:2] == [('"Go."', "en"), ("走。", "zh")]
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.write("Go.\t \nHi\t嗨\n")
+    assert list(read_sentences(source, tmp_path)) == [("Go.", "en"), ("Hi", "en"), ("嗨", "zh")]
 
 
 def test_records(tmp_path: Path) -> None:

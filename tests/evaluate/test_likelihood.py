@@ -12,29 +12,18 @@ from jielong.data.pack import pack_examples, pack_stream
 from jielong.errors import DataError
 from jielong.evaluate.likelihood import bits_per_byte, heldout_logprobs, heldout_nats, scored_bytes
 from jielong.evaluate.ngram import fit_ngram
-from jielong.model.config import ModelConfig
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime
 from jielong.tokenizer.tokenizer import Tokenizer
+
+from ..model.conftest import small_decoder
 
 CPU = Runtime(device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
 def model() -> Transformer:
-    config = ModelConfig(
-        vocab_size=30,
-        max_length=16,
-        width=32,
-        decoder_layers=2,
-        num_heads=2,
-        num_kv_heads=2,
-        head_size=16,
-        ffn_width=48,
-    )
-    made = Transformer(config)
-    made.init_weights(torch.Generator().manual_seed(0))
-    return made
+    return small_decoder(vocab_size=30, max_length=16)
 
 
 def documents(num: int) -> list[list[int]]:

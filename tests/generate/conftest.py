@@ -16,11 +16,11 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(["你好,接龙! the cat sat on the mat 😀"] * 3, 275)
 
 
-def build_model(tokenizer: Tokenizer, seed: int = 0) -> Transformer:
+def build_model(tokenizer: Tokenizer, seed: int = 0, max_length: int = MAX_LENGTH) -> Transformer:
     """Two layers, shared kv heads; weights so large that neighbours in the context change the next token."""
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size,
-        max_length=MAX_LENGTH,
+        max_length=max_length,
         width=32,
         decoder_layers=2,
         num_heads=4,

@@ -68,6 +68,13 @@ def randomise(model: Transformer) -> Transformer:
     return model
 
 
+def small_decoder(seed: int = 0, **changes: Any) -> Transformer:
+    """A decoder of SIZES but for the changes, with the weights it begins to train with."""
+    model = Transformer(ModelConfig(**{**SIZES, **changes}))
+    model.init_weights(torch.Generator().manual_seed(seed))
+    return model
+
+
 @pytest.fixture
 def build() -> BuildModel:
     """build(num_kv_heads=2, head="lm", tied=True, max_length=64): random weights, large enough to matter."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -260,3 +261,24 @@ def test_nothing_scored_sums_to_nothing(build, tokens: Tensor) -> None:  # type:
     loss, nats = summed_nats(model, model.hidden(tokens), tokens, torch.zeros(3, 24, dtype=torch.bool))
     loss.backward()
     assert loss.item() == nats.item() == 0.0 and not model.unembed_weight.grad.any()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("way", ["summed", "one by one"])
+def test_nothing_is_made_for_gradients_that_nobody_records(  # type: ignore[no-untyped-def]
+    build, tokens: Tensor, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under no_grad the weights still say that they may have gradients."""
+    told: list[tuple[bool, ...]] = []
+    function = module._SummedNats if way == "summed" else module._LinearLogprobs
+    forward = function.forward
+
+    def watched(ctx: Any, *inputs: Any) -> Any:
+        told.append(ctx.needs_input_grad)
+        return forward(ctx, *inputs)
+
+    monkeypatch.setattr(function, "forward", staticmethod(watched))
+    model: Transformer = build()
+    with torch.no_grad():
+        hidden = model.hidden(tokens, SEGMENTS)
+        (summed_nats if way == "summed" else hidden_logprobs)(model, hidden, tokens, make_mask())
+    assert len(told) == 1 and not any(told[0])

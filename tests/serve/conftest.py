@@ -23,6 +23,8 @@ from jielong.serve.service import Service
 from jielong.serve.settings import ServeSettings
 from jielong.tokenizer.tokenizer import Tokenizer
 
+from ..generate.conftest import build_model as decoder
+
 CONTEXT = 160
 NAME = "tiny"
 MAX_ROWS = 4
@@ -41,24 +43,8 @@ def tokenizer() -> Tokenizer:
 
 
 def build_model(tokenizer: Tokenizer, seed: int = 0) -> Transformer:
-    """Two layers with weights so large that what it says depends on what it has read."""
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        max_length=CONTEXT,
-        width=32,
-        decoder_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_size=8,
-        ffn_width=48,
-    )
-    model = Transformer(config)
-    model.init_weights(torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if not name.endswith("norm.weight"):
-                parameter.mul_(1.36)
-    return model.eval()
+    """That of tests/generate, which reads more."""
+    return decoder(tokenizer, seed, CONTEXT).eval()
 
 
 def build_translator(tokenizer: Tokenizer) -> Transformer:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from jielong.data.batch import Batch
 from jielong.model import kernels
-from jielong.model.config import ModelConfig
 from jielong.model.transformer import Transformer
 from jielong.recipe.settings import RunSettings
 from jielong.runtime import Runtime
@@ -19,23 +18,13 @@ from jielong.train import compiling
 from jielong.train.compiling import compiled_layers, compiler_problem
 from jielong.train.objectives import next_token
 
+from ..model.conftest import small_decoder
+
 CPU = Runtime(torch.device("cpu"), torch.float32)
 
 
 def build() -> Transformer:
-    config = ModelConfig(
-        vocab_size=61,
-        max_length=24,
-        width=16,
-        decoder_layers=3,
-        num_heads=2,
-        num_kv_heads=1,
-        head_size=8,
-        ffn_width=32,
-    )
-    model = Transformer(config)
-    model.init_weights(torch.Generator().manual_seed(0))
-    return model.train()
+    return small_decoder(decoder_layers=3, num_kv_heads=1).train()
 
 
 def packed_batch() -> Batch:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from jielong.data.batch import Batch, PairBatch, Rollout
+from jielong.data.loader import Lazy
 from jielong.errors import TrainingError, UsageError
-from jielong.model.config import ModelConfig
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime
 from jielong.train import loop
@@ -19,23 +19,13 @@ from jielong.train.loop import FitConfig, fit, train_step
 from jielong.train.objectives import next_token
 from jielong.train.optim import OptimizerConfig, build_optimizer
 
+from ..model.conftest import small_decoder
+
 CPU = Runtime(device=torch.device("cpu"), dtype=torch.float32)
 
 
 def tiny_model(seed: int = 0) -> Transformer:
-    config = ModelConfig(
-        vocab_size=40,
-        max_length=16,
-        width=32,
-        decoder_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_size=16,
-        ffn_width=48,
-    )
-    model = Transformer(config)
-    model.init_weights(torch.Generator().manual_seed(seed))
-    return model
+    return small_decoder(seed, vocab_size=40, max_length=16, num_kv_heads=1)
 
 
 def ragged_batch(seed: int, num_rows: int = 7, length: int = 16) -> Batch:
@@ -239,6 +229,19 @@ def test_fit_yields_after_every_step_and_is_lazy() -> None:
             break
     assert asked == [2, 3] and model.training is False
     assert seen == [(3, pytest.approx(1 / 3), pytest.approx(-1 / 3)), (4, pytest.approx(1 / 4), pytest.approx(-7 / 12))]
+
+
+def test_micro_batches_that_are_made_when_they_are_taken_are_made_once() -> None:
+    made: list[int] = []
+
+    def make(number: int) -> Points:
+        made.append(number)
+        return points(1.0)
+
+    model = Weights(0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    stats = train_step(model, optimizer, Lazy(3, make), product, CPU, math.inf)
+    assert made == [0, 1, 2] and stats.num_units == 3
 
 
 def test_fit_trains_in_train_mode_even_if_the_caller_evaluates() -> None:

@@ -63,7 +63,7 @@ def test_learning_rate_is_peak_times_multiplier() -> None:
     "bad",
     [
         {"learning_rate": 0.0}, {"weight_decay": -1.0}, {"beta1": 1.0}, {"beta2": -0.1}, {"eps": 0.0},
-        {"matrix_learning_rate": -1.0},
+        {"matrix_learning_rate": -1.0}, {"matrix_learning_rate": 0.0},
     ],
 )  # fmt: skip
 def test_bad_settings_are_named(bad: dict[str, float]) -> None:

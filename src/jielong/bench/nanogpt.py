@@ -104,7 +104,7 @@ def nanogpt_section(
         }
         rates, losses = _turns(jobs, threads, blocks, block_seconds)
         pairs = [pair for told in losses.values() for pair in zip(losses[OURS], told, strict=True)]
-        holds = holds and max(abs(mine - other) for mine, other in pairs) <= AGREE_NATS
+        holds = holds and all(abs(mine - other) <= AGREE_NATS for mine, other in pairs)  # NaN does not
         for name, found in rates.items():
             rate, ratio = statistics.median(found), median_ratio(rates, OURS, name)
             share = rate * flops_per_token(job.config(), job.context_tokens) / peak

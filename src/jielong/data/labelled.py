@@ -13,6 +13,7 @@ says nothing (a blank text, no candidates) is left out and its reason recorded.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -91,11 +92,14 @@ def _pairs(row: Mapping[str, Any], where: str) -> Example:
 
 
 def _similarity(row: Mapping[str, Any], where: str) -> Example:
-    key = _key(row, _SCORE, where)
+    key, texts = _key(row, _SCORE, where), _both(row, where)
     try:
-        return Example(_both(row, where), float(row[key]), where)
+        score = float(row[key])
     except (TypeError, ValueError):
-        raise DataError(f'{where}: "{key}" is {row[key]!r}; it must be a number') from None
+        score = math.nan
+    if not math.isfinite(score):
+        raise DataError(f'{where}: "{key}" is {row[key]!r}; it must be a number')
+    return Example(texts, score, where)
 
 
 def _choice(row: Mapping[str, Any], where: str) -> Example:
@@ -125,8 +129,9 @@ def _span(row: Mapping[str, Any], where: str) -> Example:
     if not answers:
         raise _Nothing(f"{where}: no answer")
     found = tuple(str(answer.get("text", "")) for answer in answers if isinstance(answer, Mapping))
-    start = answers[0].get("answer_start") if found else None
-    if not isinstance(start, int) or not found[0] or context[start : start + len(found[0])] != found[0]:
+    first = answers[0]
+    start = first.get("answer_start") if isinstance(first, Mapping) else None
+    if not isinstance(start, int) or start < 0 or not found[0] or context[start : start + len(found[0])] != found[0]:
         raise _Nothing(f"{where}: the answer {found[:1]} does not stand at character {start} of its context")
     return Example((context, question), start, where, found)
 
@@ -136,9 +141,17 @@ def _flat(row: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str
     if "paragraphs" not in row:
         yield where, row
         return
-    for number, paragraph in enumerate(row["paragraphs"], start=1):
-        for question in paragraph.get("qas", ()):
-            yield f"{where}, paragraph {number}", {"context": paragraph.get("context"), **question}
+    for number, paragraph in enumerate(_objects(row["paragraphs"], '"paragraphs"', where), start=1):
+        here = f"{where}, paragraph {number}"
+        for question in _objects(paragraph.get("qas", []), '"qas"', here):
+            yield here, {"context": paragraph.get("context"), **question}
+
+
+def _objects(value: object, what: str, where: str) -> list[Mapping[str, Any]]:
+    """The value as a list of objects."""
+    if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
+        raise DataError(f"{where}: {what} must be a list of objects")
+    return value
 
 
 _READERS: dict[str, Callable[[Mapping[str, Any], str], Example]] = {

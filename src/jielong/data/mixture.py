@@ -22,7 +22,7 @@ def check_weights(weights: Mapping[str, float]) -> None:
     """Raises UsageError for a source whose share would be rounded to no row at all."""
     total = sum(weights.values())
     for name, weight in weights.items():
-        if weight / total * CYCLE_ROWS < 1:
+        if not weight / total * CYCLE_ROWS >= 1:  # nor where one is infinite
             raise UsageError(
                 f"mixture: {name} = {weight:g} of {total:g} in all is less than one row in {CYCLE_ROWS}; raise it, or "
                 "leave the source out of the curation"

@@ -85,7 +85,9 @@ def read_sentences(source: Source, root: Path) -> Iterator[tuple[str, str]]:
     """(sentence, language) of every line or column of a source of parallel text: what a vocabulary is learned from."""
     if source.languages:
         for row in islice(_rows(source, root), source.limit_documents):
-            yield from ((text.strip(), language) for text, language in zip(row, source.languages, strict=True) if text)
+            for text, language in zip(row, source.languages, strict=True):
+                if text.strip():
+                    yield text.strip(), language
         return
     for _, line in islice(_lines(source, root), source.limit_documents):
         if line.strip():

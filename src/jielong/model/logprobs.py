@@ -7,7 +7,7 @@ M is the number of scored tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from jielong.model.transformer import Transformer
 CHUNK_BYTES = 8 * 2**20  # float32 logits made at once: on a CPU what stays in its caches
 CHUNK_BYTES_ELSEWHERE = 256 * 2**20
 KEPT_BYTES = 512 * 2**20  # probabilities kept for the backward pass; beyond this they are computed again
+
+TensorT = TypeVar("TensorT", Tensor, Tensor | None)
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
@@ -84,6 +86,7 @@ def hidden_logprobs(
         weight, bias = weight[:vocab_size], bias if bias is None else bias[:vocab_size]
     autocast = torch.is_autocast_enabled(hidden.device.type)
     dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else hidden.dtype
+    weight, bias = _where_learning(weight), _where_learning(bias)
     chosen, spread = _LinearLogprobs.apply(tellers.to(dtype), weight.to(dtype), bias, tokens[:, 1:][told], entropy)
     zeros = torch.zeros(mask.shape, device=mask.device)
     return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, spread) if entropy else None
@@ -107,11 +110,19 @@ def summed_nats(
         tellers = tellers * model.logit_scale
     autocast = torch.is_autocast_enabled(hidden.device.type)
     dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else hidden.dtype
+    weight, bias = _where_learning(model.unembed_weight), _where_learning(model.logit_bias)
     targets = tokens[:, 1:][mask[:, 1:]]
-    loss, nats = _SummedNats.apply(
-        tellers.to(dtype), model.unembed_weight, model.logit_bias, targets, smoothing, z_weight
-    )
+    loss, nats = _SummedNats.apply(tellers.to(dtype), weight, bias, targets, smoothing, z_weight)
     return loss, nats
+
+
+def _where_learning(tensor: TensorT) -> TensorT:
+    """The tensor; detached where no gradients are recorded.
+
+    An autograd function is told whether its inputs may have gradients, not whether anyone wants them: under no_grad it
+    would make, or keep what makes, those of the weights.
+    """
+    return tensor if tensor is None or torch.is_grad_enabled() else tensor.detach()
 
 
 class HasHead(Protocol):

@@ -12,8 +12,6 @@ from jielong.model.neighbours import check_neighbours
 from jielong.recipe.settings import Count, Fraction, Names, NotNegative, Optimisation, translated
 from jielong.recipe.shape import EncoderSettings
 
-ENCODER_ONLY, DECODER_ONLY = ("span",), ("language_weight",)
-
 
 class MlmSettings(Optimisation):
     """kind = "mlm": an encoder learns to guess hidden tokens of the curated text, and which texts belong together."""

@@ -91,6 +91,7 @@ def train_step(
     optimizer state are then untouched.
     """
     started = time.perf_counter()
+    micro_batches = list(micro_batches)  # a loader makes each when it is taken: once is enough
     own_tokens = sum(int((batch.segments > 0).sum()) for batch in micro_batches)
     counts = total([sum(batch.num_units for batch in micro_batches), own_tokens], runtime)
     num_units, num_tokens = map(int, counts)

@@ -13,7 +13,6 @@ from torch import nn
 from jielong.errors import UsageError
 
 _IN_LAYER = re.compile(r"(^|\.)(layers|encoder)\.\d+\.")  # of either stack
-OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,14 @@ class OptimizerConfig:
     matrix_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
+        matrix = self.matrix_learning_rate
         for name, value, legal, ok in (
             ("learning_rate", self.learning_rate, "above 0", self.learning_rate > 0),
             ("weight_decay", self.weight_decay, "0 or more", self.weight_decay >= 0),
             ("beta1", self.beta1, "in [0, 1)", 0 <= self.beta1 < 1),
             ("beta2", self.beta2, "in [0, 1)", 0 <= self.beta2 < 1),
             ("eps", self.eps, "above 0", self.eps > 0),
-            ("matrix_learning_rate", self.matrix_learning_rate, "above 0", (self.matrix_learning_rate or 1) > 0),
+            ("matrix_learning_rate", self.matrix_learning_rate, "above 0", matrix is None or matrix > 0),
         ):
             if not ok:
                 raise UsageError(f"optimizer: {name} = {value} must be {legal}")
@@ -52,8 +52,8 @@ def decay_groups(
     are spread differently over processes.
 
     Embeddings are matrices and are decayed like the rest: tied to the output they are the unembedding as well, and
-    decay bounds logits whose training tokens are few. GPT-2's and
-    Llama's recipes do it too, so figures compare. Frozen parameters are left out.
+    decay bounds logits whose training tokens are few. GPT-2's and Llama's recipes do it too, so figures compare. Frozen
+    parameters are left out.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     chosen = {id(parameter) for parameter in apart}

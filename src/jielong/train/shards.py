@@ -9,6 +9,7 @@ one describes the pieces in a pickle. Nothing but tensors goes in: numbers and s
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,16 +52,23 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Name -> (shape, dtype) of every whole tensor whose pieces are there. Raises CheckpointError for broken files."""
+    """Name -> (shape, dtype) of every whole tensor whose pieces are there.
+
+    Raises CheckpointError for broken files and for a tensor of which a piece is missing: torch would leave that part of
+    it as it was.
+    """
     try:
         found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     except BROKEN as error:
         raise _unreadable(folder, error) from error
-    return {
-        name: (entry.size, entry.properties.dtype)
-        for name, entry in found.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
+    shapes = {}
+    for name, entry in found.items():
+        assert isinstance(entry, TensorStorageMetadata)  # nothing else goes in
+        num_held = sum(math.prod(chunk.sizes) for chunk in entry.chunks)
+        if num_held < math.prod(entry.size):
+            raise _unreadable(folder, ValueError(f"of {name} {num_held} of {math.prod(entry.size)} numbers are there"))
+        shapes[name] = (entry.size, entry.properties.dtype)
+    return shapes
 
 
 def read_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
