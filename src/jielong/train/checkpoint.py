@@ -26,6 +26,16 @@ from jielong.runtime import Runtime
 from jielong.tensors import write_tensors
 from jielong.train.checkpoint_folder import appearing, complete, discard, unfinished_of
 from jielong.train.checkpoint_folder import latest_checkpoint as latest_checkpoint  # whoever loads asks for it here
+from jielong.train.checkpoint_state import (
+    groups_of,
+    moments_file,
+    moments_of,
+    optimizer_state,
+    parameters_of,
+    tied_keys,
+    weights_file,
+    weights_of,
+)
 from jielong.train.parallel import wait_for_all
 
 ValueT = TypeVar("ValueT")
@@ -58,7 +68,7 @@ def save_checkpoint(
         "version": VERSION,
         "step": step,
         "state": dict(state),
-        "optimizers": {name: _groups(optimizer) for name, optimizer in optimizers.items()},
+        "optimizers": {name: groups_of(optimizer) for name, optimizer in optimizers.items()},
         "torch_rng": bytes(torch.get_rng_state().tolist()).hex(),
     }
     if runtime is not None and runtime.mesh is not None:
@@ -74,8 +84,8 @@ def _save_whole(
     target: Path, models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer], description: dict[str, Any]
 ) -> None:
     """The checkpoint by this process alone."""
-    tensors = {_weights_file(name): _weights(model) for name, model in models.items()}
-    tensors |= {_moments_file(name): _moments(optimizer) for name, optimizer in optimizers.items()}
+    tensors = {weights_file(name): weights_of(model) for name, model in models.items()}
+    tensors |= {moments_file(name): moments_of(optimizer) for name, optimizer in optimizers.items()}
     description["tensors"] = {file: len(content) for file, content in tensors.items()}
     text = _as_text(description)
     num_bytes = sum(tensor.nbytes for content in tensors.values() for tensor in content.values()) + len(text.encode())
@@ -156,20 +166,22 @@ def _load_whole(
 ) -> dict[str, dict[str, Any]]:
     """Fill the models; returns what each optimizer's load_state_dict takes. Each process reads everything."""
     place = _own_piece(runtime)
-    weights = {name: _read_tensors(path / _weights_file(name), description) for name in models}
-    moments = {name: _read_tensors(path / _moments_file(name), description) for name in optimizers}
+    weights = {name: _read_tensors(path / weights_file(name), description) for name in models}
+    moments = {name: _read_tensors(path / moments_file(name), description) for name in optimizers}
     whole = runtime is None or runtime.mesh is None  # models that are shared out have no tensor under two names
-    tied = {name: _tied(model) if whole else {key: key for key in model.state_dict()} for name, model in models.items()}
+    tied = {
+        name: tied_keys(model) if whole else {key: key for key in model.state_dict()} for name, model in models.items()
+    }
     for name, model in models.items():
         live = model.state_dict()
         firsts = {key: live[key] for key, first in tied[name].items() if key == first}
-        _compare(path / _weights_file(name), weights[name], firsts)
+        _compare(path / weights_file(name), weights[name], firsts)
     restored = {}
     for name, optimizer in optimizers.items():
         groups = description["optimizers"].get(name)
-        restored[name] = _optimizer_state(path / _moments_file(name), moments[name], groups, optimizer)
+        restored[name] = optimizer_state(path / moments_file(name), moments[name], groups, optimizer)
         for number, state in restored[name]["state"].items():
-            parameter = _parameters(optimizer)[number]
+            parameter = parameters_of(optimizer)[number]
             state.update({key: place(parameter, value) for key, value in state.items() if value.ndim > 0})
     for name, model in models.items():
         live = model.state_dict()
@@ -204,9 +216,9 @@ def _load_shards(
         prefix = f"{name}.optimizer/"
         moments = {}
         for key, (size, dtype) in _under(shapes, prefix).items():
-            parameter = _parameters(optimizer)[int(key.partition(".")[0])]
+            parameter = parameters_of(optimizer)[int(key.partition(".")[0])]
             moments[key] = torch.zeros_like(parameter, dtype=dtype) if size else torch.zeros(size, dtype=dtype)
-        restored[name] = _optimizer_state(folder, moments, description["optimizers"].get(name), optimizer)
+        restored[name] = optimizer_state(folder, moments, description["optimizers"].get(name), optimizer)
         wanted |= {f"{prefix}{key}": tensor for key, tensor in moments.items()}
     read_shards(folder, wanted)
     return restored
@@ -217,87 +229,8 @@ def _under(entries: Mapping[str, ValueT], prefix: str) -> dict[str, ValueT]:
     return {name.removeprefix(prefix): value for name, value in entries.items() if name.startswith(prefix)}
 
 
-def _weights_file(name: str) -> str:
-    return f"{name}.safetensors"
-
-
-def _moments_file(name: str) -> str:
-    return f"{name}.optimizer.safetensors"
-
-
 def _as_text(description: dict[str, Any]) -> str:
     return json.dumps(description, ensure_ascii=False, indent=1, allow_nan=False)
-
-
-# ---- what is in the files ----
-
-
-def _tied(model: nn.Module) -> dict[str, str]:
-    """Every key of the state dict -> the first key with the same memory, under which it is saved (once)."""
-    firsts: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
-    tied = {}
-    for key, tensor in model.state_dict().items():
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        tied[key] = firsts.setdefault(place, key) if tensor.numel() else key
-    return tied
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    state = model.state_dict()
-    return {key: _plain(state[key]) for key, first in _tied(model).items() if key == first}
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
-
-
-def _moments(optimizer: Optimizer) -> dict[str, Tensor]:
-    """{"PARAMETER.NAME": tensor}; parameters are numbered through the groups, as torch does."""
-    states = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": _plain(value) for number, state in states.items() for name, value in state.items()}
-
-
-def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
-    """All parameters in the order of their numbers."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """The scalars of each parameter group; JSON keeps every bit of a float."""
-    return [dict(group) for group in optimizer.state_dict()["param_groups"]]
-
-
-def _optimizer_state(
-    file: Path, tensors: dict[str, Tensor], groups: list[dict[str, Any]] | None, optimizer: Optimizer
-) -> dict[str, Any]:
-    """What Optimizer.load_state_dict takes, checked against the optimizer's own groups and parameters."""
-    live = optimizer.state_dict()["param_groups"]
-    sizes = [len(group["params"]) for group in groups or []]
-    if groups is None or sizes != [len(group["params"]) for group in live]:
-        wanted = [len(group["params"]) for group in live]
-        raise CheckpointError(f"{file}: the optimizer had parameter groups of {sizes} tensors, now they are {wanted}")
-    parameters = _parameters(optimizer)
-    states: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        number, _, name = key.partition(".")
-        if not number.isdecimal() or int(number) >= len(parameters):
-            raise CheckpointError(f"{file}: tensor {key!r} belongs to none of the {len(parameters)} parameters")
-        parameter = parameters[int(number)]
-        if tensor.ndim > 0 and tensor.shape != parameter.shape:
-            raise CheckpointError(
-                f"{file}: tensor {key!r} has shape {tuple(tensor.shape)}, its parameter {tuple(parameter.shape)}"
-            )
-        states.setdefault(int(number), {})[name] = tensor
-    first = 0
-    for size in sizes:  # the groups of Muon keep other moments than those of AdamW
-        names = {frozenset(states[number]) for number in range(first, first + size) if number in states}
-        if len(names) > 1:
-            raise CheckpointError(f"{file}: some parameters lack a part of {sorted(frozenset.union(*names))}")
-        first += size
-    for group in groups:
-        # JSON has no tuples; torch's betas are one.
-        group.update({key: tuple(value) for key, value in group.items() if isinstance(value, list) and key != "params"})
-    return {"state": states, "param_groups": groups}
 
 
 # ---- reading ----
