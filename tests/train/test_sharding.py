@@ -20,7 +20,8 @@ from jielong.model.config import ModelConfig
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime, detect
 from jielong.train import sharding
-from jielong.train.checkpoint import load_checkpoint, save_checkpoint
+from jielong.train.checkpoint import load_checkpoint
+from jielong.train.checkpoint_writer import CheckpointWriter
 from jielong.train.loop import train_step
 from jielong.train.lora import LoraConfig, attach
 from jielong.train.objectives import next_token
@@ -38,6 +39,7 @@ LAYOUTS = {
     "tensor": Layout("none", 2),
     "lora": Layout("full"),
     "bfloat16": Layout("full"),
+    "async": Layout("full"),
     "muon": Layout("full"),
     "muon-tensor": Layout("none", 2),
 }
@@ -85,13 +87,14 @@ def learn(case: str, runtime: Runtime, folder: Path, start: Path | None = None) 
     optimizer = build_optimizer(model, config, sharding.split_parameters(model), muon)
     first = 0 if start is None else load_checkpoint(start, {"model": learned}, {"optimizer": optimizer}, runtime)[0]
     found: dict[str, list[float]] = {"losses": [], "norms": []}
-    for step in range(first, STEPS):
-        own = list(rows(step))[runtime.rank :: runtime.world_size]
-        stats = train_step(model, optimizer, own, next_token, runtime, 1.0, step + 1)
-        found["losses"].append(stats.loss)
-        found["norms"].append(stats.grad_norm)
-        if step + 1 == SAVED and start is None:
-            save_checkpoint(folder / case, SAVED, {"model": learned}, {"optimizer": optimizer}, {}, runtime=runtime)
+    with CheckpointWriter(folder / case, runtime, beside=case == "async") as writer:
+        for step in range(first, STEPS):
+            own = list(rows(step))[runtime.rank :: runtime.world_size]
+            stats = train_step(model, optimizer, own, next_token, runtime, 1.0, step + 1)
+            found["losses"].append(stats.loss)
+            found["norms"].append(stats.grad_norm)
+            if step + 1 == SAVED and start is None:
+                writer.save(SAVED, {"model": learned}, {"optimizer": optimizer}, {})
     if runtime.mesh is not None:
         sharding.unshard(model, skeleton, runtime)
         sharding.rebind(learned, model)
@@ -135,7 +138,7 @@ def alone(folder: Path) -> Callable[[str], Found]:
     known: dict[str, Found] = {}
 
     def find(case: str) -> Found:
-        case = {"replicas": "full"}.get(case, case)  # which differs in how it lies only
+        case = {"replicas": "full", "async": "full"}.get(case, case)  # which differ in how it lies and is kept only
         if case not in known:
             known[case] = learn(case, CPU, folder / "alone")
         return known[case]
@@ -171,7 +174,7 @@ def test_layers_in_another_number_of_parts_are_told(together: dict[str, list[Fou
         learn("tensor", CPU, folder / "on", folder / "tensor" / f"step-{SAVED:06d}")
 
 
-@pytest.mark.parametrize("case", ["full", "meta", "lora", "muon"])
+@pytest.mark.parametrize("case", ["full", "meta", "lora", "async", "muon"])
 def test_one_process_goes_on_where_two_were(
     case: str, alone: Callable[[str], Found], together: dict[str, list[Found]], folder: Path
 ) -> None:

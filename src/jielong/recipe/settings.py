@@ -59,6 +59,7 @@ class RunSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: Count | None = None
     compile: bool = False  # the layers, by torch.compile, where a compiler is there
+    async_checkpoints: bool = False  # written by a thread while training goes on, from copies in memory
     # How several processes share the work. None of these changes what is computed; see docs/distributed.md.
     sharding: Literal["none", "full", "hybrid"] = "none"  # weights: each has all, a part, or a part per machine
     tensor_parallel: Count = 1  # processes that compute each a part of every layer, for the same rows

@@ -27,7 +27,8 @@ from jielong.stages.tokens import corpus_rows, mixed
 from jielong.stages.training import settle
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
-from jielong.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from jielong.train.checkpoint import latest_checkpoint, load_checkpoint
+from jielong.train.checkpoint_writer import CheckpointWriter
 
 NUM_WATCHED = 64  # prompts of the running gold curve: judged now and then, and told to nobody who trains
 
@@ -126,19 +127,20 @@ def _train(context: Context, learner: Learner, ids: list[list[int]], heldout: li
     context.progress.start(context.name, settings.num_iterations)
     text = _text_batches(context, tokenizer, policy.config.max_length) if settings.ptx_coefficient > 0 else None
     watch = watcher(context, tokenizer, heldout[:NUM_WATCHED])
-    for stats in optimise(learner, ids, _optimisation(context), runtime, start=start, text=text):
-        iteration, last = stats.iteration, stats.stopped or stats.iteration == settings.num_iterations
-        shown = dict(stats.figures)
-        if watch is not None and (iteration % settings.watch_every == 0 or iteration == 1 or last):
-            shown["gold_reward"] = watch(policy)
-        metrics.write(iteration, **shown)
-        context.progress.update(
-            iteration, reward=shown["proxy_reward"], kl=shown["kl_nats_per_reply"], ended=shown["ended_rate"]
-        )
-        if not last and iteration % settings.checkpoint_every == 0 and context.leads:
-            state = checkpoint_state(learner, iteration)
-            save_checkpoint(context.checkpoints, iteration, learner.models, learner.optimizers, state)
-        start = iteration
+    with CheckpointWriter(context.checkpoints, beside=context.recipe.run.async_checkpoints) as writer:
+        for stats in optimise(learner, ids, _optimisation(context), runtime, start=start, text=text):
+            iteration, last = stats.iteration, stats.stopped or stats.iteration == settings.num_iterations
+            shown = dict(stats.figures)
+            if watch is not None and (iteration % settings.watch_every == 0 or iteration == 1 or last):
+                shown["gold_reward"] = watch(policy)
+            metrics.write(iteration, **shown)
+            context.progress.update(
+                iteration, reward=shown["proxy_reward"], kl=shown["kl_nats_per_reply"], ended=shown["ended_rate"]
+            )
+            if not last and iteration % settings.checkpoint_every == 0 and context.leads:
+                state = checkpoint_state(learner, iteration)
+                writer.save(iteration, learner.models, learner.optimizers, state)
+            start = iteration
     return start
 
 

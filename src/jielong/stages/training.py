@@ -16,7 +16,8 @@ import torch
 from jielong.model.transformer import Transformer
 from jielong.stages.context import Context
 from jielong.train.adapter_folder import save_adapter
-from jielong.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from jielong.train.checkpoint import latest_checkpoint, load_checkpoint
+from jielong.train.checkpoint_writer import CheckpointWriter
 from jielong.train.compiling import compiled_layers
 from jielong.train.loop import FitConfig, StepStats, fit
 from jielong.train.lora import Adapter, attach, merge
@@ -122,7 +123,7 @@ def _train(
             check_equal_shares(len(share), runtime)
         return share
 
-    with told_when_lost(runtime), placed(context, model, learned) as optimizer:
+    with told_when_lost(runtime), placed(context, model, learned) as optimizer, checkpoints(context) as writer:
         totals = _resume(context, learned, optimizer)
         context.metrics.truncate(totals.steps)
         context.progress.start(context.name, num_steps)
@@ -136,7 +137,7 @@ def _train(
             found_figures = evaluate(stats.step) if evaluate is not None and due else {}
             _record(context, totals, stats, found_figures, num_steps)
             if not last and stats.step % settings.checkpoint_every == 0:
-                _save(context, totals, learned, optimizer)
+                writer.save(totals.steps, {"model": learned}, {"optimizer": optimizer}, _told(totals))
             mark = time.monotonic()
     model.eval()
     return totals
@@ -172,11 +173,14 @@ def placed(context: Context, model: torch.nn.Module, learned: torch.nn.Module) -
     sharding.rebind(learned, model)
 
 
-def _save(context: Context, totals: Totals, learned: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """A checkpoint of this step; every process calls it."""
-    state = {"tokens": totals.tokens, "seconds": totals.seconds, "last_loss": totals.last_loss}
-    models, optimizers = {"model": learned}, {"optimizer": optimizer}
-    save_checkpoint(context.checkpoints, totals.steps, models, optimizers, state, runtime=context.runtime)
+def checkpoints(context: Context) -> CheckpointWriter:
+    """What writes the stage's checkpoints, for use in a `with`; every process makes one, and saves with it."""
+    return CheckpointWriter(context.checkpoints, context.runtime, context.recipe.run.async_checkpoints)
+
+
+def _told(totals: Totals) -> dict[str, Any]:
+    """What a checkpoint remembers of what was used."""
+    return {"tokens": totals.tokens, "seconds": totals.seconds, "last_loss": totals.last_loss}
 
 
 def _rate(settings: Optimisation, num_steps: int) -> Callable[[int], float]:

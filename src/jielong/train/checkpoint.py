@@ -23,26 +23,20 @@ from torch.optim import Optimizer
 
 from jielong.errors import CheckpointError
 from jielong.runtime import Runtime
-from jielong.tensors import write_tensors
-from jielong.train.checkpoint_folder import appearing, complete, discard, unfinished_of
 from jielong.train.checkpoint_folder import latest_checkpoint as latest_checkpoint  # whoever loads asks for it here
 from jielong.train.checkpoint_state import (
-    groups_of,
+    SHARDS,
+    STATE_FILE,
+    VERSION,
     moments_file,
-    moments_of,
     optimizer_state,
     parameters_of,
     tied_keys,
     weights_file,
-    weights_of,
 )
-from jielong.train.parallel import wait_for_all
+from jielong.train.checkpoint_writer import CheckpointWriter
 
 ValueT = TypeVar("ValueT")
-
-VERSION = 1
-STATE_FILE = "state.json"
-SHARDS = "shards"  # instead of the .safetensors: a folder with a file of each process that saved, see shards.py
 
 
 def save_checkpoint(
@@ -61,64 +55,8 @@ def save_checkpoint(
     are shared out, each its own pieces.
     Raises CheckpointError when it cannot be written (disk full, no permission); earlier ones are then intact.
     """
-    assert keep >= 1 and step >= 0, (keep, step)
-    leads = runtime is None or runtime.process == 0
-    target = folder / f"step-{step:06d}"
-    description = {
-        "version": VERSION,
-        "step": step,
-        "state": dict(state),
-        "optimizers": {name: groups_of(optimizer) for name, optimizer in optimizers.items()},
-        "torch_rng": bytes(torch.get_rng_state().tolist()).hex(),
-    }
-    if runtime is not None and runtime.mesh is not None:
-        _save_shards(target, models, optimizers, description, runtime)
-    elif leads:
-        _save_whole(target, models, optimizers, description)
-    for old in complete(folder)[:-keep] if leads else ():
-        discard(old)
-    return target
-
-
-def _save_whole(
-    target: Path, models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer], description: dict[str, Any]
-) -> None:
-    """The checkpoint by this process alone."""
-    tensors = {weights_file(name): weights_of(model) for name, model in models.items()}
-    tensors |= {moments_file(name): moments_of(optimizer) for name, optimizer in optimizers.items()}
-    description["tensors"] = {file: len(content) for file, content in tensors.items()}
-    text = _as_text(description)
-    num_bytes = sum(tensor.nbytes for content in tensors.values() for tensor in content.values()) + len(text.encode())
-    with appearing(target, num_bytes) as unfinished:
-        for file, content in tensors.items():
-            write_tensors(unfinished / file, content)
-        (unfinished / STATE_FILE).write_text(text, encoding="utf-8")
-
-
-def _save_shards(
-    target: Path,
-    models: Mapping[str, nn.Module],
-    optimizers: Mapping[str, Optimizer],
-    description: dict[str, Any],
-    runtime: Runtime,
-) -> None:
-    """The checkpoint by all processes, each its own pieces; the first makes the folder and gives it its name.
-
-    One that cannot go on raises, and the others, who wait for it, notice that it is gone.
-    """
-    from jielong.train.shards import named_tensors, write_shards  # here: it takes seconds to import
-
-    tensors = named_tensors(models, optimizers)
-    text = _as_text({**description, "tensors": {}, "shards": len(tensors), "tensor_parallel": runtime.tensor_size})
-    if runtime.process == 0:
-        with appearing(target, sum(tensor.nbytes for tensor in tensors.values())) as unfinished:
-            wait_for_all(runtime)
-            write_shards(unfinished / SHARDS, tensors)
-            (unfinished / STATE_FILE).write_text(text, encoding="utf-8")
-    else:
-        wait_for_all(runtime)
-        write_shards(unfinished_of(target) / SHARDS, tensors)
-    wait_for_all(runtime)
+    with CheckpointWriter(folder, runtime, keep=keep) as writer:
+        return writer.save(step, models, optimizers, state)
 
 
 def load_checkpoint(
@@ -227,10 +165,6 @@ def _load_shards(
 def _under(entries: Mapping[str, ValueT], prefix: str) -> dict[str, ValueT]:
     """The entries whose names begin with the prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in entries.items() if name.startswith(prefix)}
-
-
-def _as_text(description: dict[str, Any]) -> str:
-    return json.dumps(description, ensure_ascii=False, indent=1, allow_nan=False)
 
 
 # ---- reading ----

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a model and an optimizer: their tensors by name, an optimizer's scalars, and back again."""
+"""What a checkpoint holds of a model and an optimizer: tensors by name, an optimizer's scalars, and back again."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from jielong.errors import CheckpointError
+
+VERSION = 1
+STATE_FILE = "state.json"
+SHARDS = "shards"  # instead of the .safetensors: a folder with a file of each process that saved, see shards.py
 
 
 def weights_file(name: str) -> str:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 
 import torch
@@ -49,6 +50,24 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         dcp.save(dict(tensors), storage_writer=writer)
     except BROKEN as error:
         raise StorageError(_reason(error)) from error
+
+
+def begin_shards(folder: Path, tensors: Mapping[str, Tensor], group: dist.ProcessGroup) -> Callable[[], None]:
+    """`write_shards` beside what goes on: the pieces are copied now, and written by a thread that talks in `group`.
+
+    Returns what waits until they are on the disk, and raises StorageError as write_shards does.
+    """
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writing = dcp.async_save(dict(tensors), storage_writer=writer, process_group=group)
+    assert isinstance(writing, Future)
+
+    def wait() -> None:
+        try:
+            writing.result()
+        except BROKEN as error:
+            raise StorageError(_reason(error)) from error
+
+    return wait
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
