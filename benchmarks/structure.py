@@ -27,6 +27,7 @@ from table import machine, markdown_table
 from torch import Tensor
 
 from jielong import ModelConfig, Runtime, Transformer, World, detect
+from jielong.data.batch import OnDevice
 from jielong.generate.cache import KeyValueCache
 from jielong.model.logprobs import hidden_logprobs
 from jielong.model.structure import DECODER_ONLY, ENCODER_DECODER, Structure, StructuredTransformer
@@ -48,7 +49,7 @@ Pair = tuple[list[str], list[str]]
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Pairs(OnDevice):
     """Rows of a batch: source (B, S) and its segments, tokens (B, T) from FIRST to END, mask: what is scored."""
 
     source: Tensor
@@ -59,9 +60,6 @@ class Pairs:
     @property
     def num_units(self) -> int:
         return int(self.mask.sum())
-
-    def to(self, device: torch.device) -> Pairs:
-        return Pairs(*(value.to(device) for value in self.__dict__.values()))
 
 
 def sorting(split: str, num: int, seed: int) -> list[Pair]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from jielong.data.batch import Batch, PairBatch, Rollout
+from jielong.data.batch import Batch, OnDevice, PairBatch, Rollout
 from jielong.data.loader import Lazy
 from jielong.errors import TrainingError, UsageError
 from jielong.model.transformer import Transformer
@@ -80,15 +80,12 @@ def test_whole_gradient_is_that_of_the_mean_over_scored_tokens() -> None:
 
 
 @dataclass(frozen=True)
-class Points:
+class Points(OnDevice):
     """Scalars x; the loss of each is what the objective makes of weight and x."""
 
     x: Tensor
     segments: Tensor
     num_units: int
-
-    def to(self, device: torch.device) -> Points:
-        return Points(self.x.to(device), self.segments.to(device), self.num_units)
 
 
 def points(*x: float) -> Points:

@@ -6,11 +6,30 @@ no sentinel; the shift by one happens in `model/logprobs.py`. Padding is always 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+SelfT = TypeVar("SelfT", bound="OnDevice")
+
+
+class OnDevice:
+    """A dataclass of tensors, which lie together on one device, and of plain values."""
+
+    def to(self: SelfT, device: torch.device | str) -> SelfT:
+        """The same with its tensors on `device`. Copies out of pinned memory do not keep the host waiting."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self: SelfT) -> SelfT:
+        """The same with its tensors in pinned memory, out of which a GPU takes them by itself."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self: SelfT, change: Callable[[Tensor], Tensor]) -> SelfT:
+        values = {name: change(value) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        return type(self)(**values)
 
 
 def _check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -27,7 +46,7 @@ def _matrix_shape(name: str, tensor: Tensor) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(OnDevice):
     """Rows to learn from.
 
     tokens: (B, T) int64, the truth. mask: (B, T) bool, which tokens are scored; never the first token of a segment,
@@ -58,16 +77,9 @@ class Batch:
         if self.num_units < 0:
             raise ValueError(f"num_units is {self.num_units}, must not be negative")
 
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its tensors on `device`."""
-        moved: dict[str, Any] = {
-            name: value.to(device) for name, value in self.__dict__.items() if isinstance(value, Tensor)
-        }
-        return replace(self, **moved)
-
 
 @dataclass(frozen=True)
-class PairBatch:
+class PairBatch(OnDevice):
     """Replies to compare: R rows (prompt + reply), each run once, and M judged pairs among them.
 
     tokens: (R, T) int64. segments: (R, T) int32, 1 = real, 0 = padding. starts, ends: (R,) int64, index of the reply's
@@ -104,16 +116,9 @@ class PairBatch:
         if self.num_units < 0:
             raise ValueError(f"num_units is {self.num_units}, must not be negative")
 
-    def to(self, device: torch.device | str) -> PairBatch:
-        """The same batch with its tensors on `device`."""
-        values: dict[str, Any] = {
-            name: value.to(device) if isinstance(value, Tensor) else value for name, value in self.__dict__.items()
-        }
-        return PairBatch(**values)
-
 
 @dataclass(frozen=True)
-class Rollout:
+class Rollout(OnDevice):
     """Replies sampled from the policy, with all that PPO needs to know about each of their tokens.
 
     tokens: (B, T) int64. mask: (B, T) bool, tokens the policy chose. segments: (B, T) int32, 1 = real, 0 = padding.
@@ -151,8 +156,3 @@ class Rollout:
         """The rows picked by `index` ((n,) int64 or a slice) as a rollout of their own, num_units counted anew."""
         picked = {name: tensor[index] for name, tensor in self._tensors().items()}
         return Rollout(**picked, num_units=int(picked["mask"].sum()))
-
-    def to(self, device: torch.device | str) -> Rollout:
-        """The same rollout with its tensors on `device`."""
-        moved = {name: tensor.to(device) for name, tensor in self._tensors().items()}
-        return Rollout(**moved, num_units=self.num_units)

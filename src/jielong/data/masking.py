@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from jielong.data.batch import OnDevice
 from jielong.data.sentence_pairs import SentenceRows
 from jielong.errors import ModelError, UsageError
 from jielong.tokenizer.tokenizer import Tokenizer
@@ -17,7 +17,7 @@ _IDEOGRAPHS = 0x2E80  # from here on a character is a word of its own
 
 
 @dataclass(frozen=True)
-class MaskedBatch:
+class MaskedBatch(OnDevice):
     """Rows of which some tokens are to be guessed.
 
     tokens: (B, T) int64, the truth. inputs: (B, T) int64, what the model sees. mask: (B, T) bool, tokens to be guessed.
@@ -32,13 +32,6 @@ class MaskedBatch:
     segments: Tensor
     random: Tensor
     num_units: int
-
-    def to(self, device: torch.device) -> MaskedBatch:
-        """The same batch with its tensors on `device`."""
-        values: dict[str, Any] = {
-            name: value.to(device) if isinstance(value, Tensor) else value for name, value in self.__dict__.items()
-        }
-        return MaskedBatch(**values)
 
     def split(self, num_rows: int) -> list[MaskedBatch]:
         """Batches of num_rows rows, in order, each cut to its longest."""

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from jielong.data.batch import OnDevice
 from jielong.data.labelled import Example
 from jielong.errors import ModelError, UsageError
 from jielong.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class LabelledBatch:
+class LabelledBatch(OnDevice):
     """N rows of E examples.
 
     tokens: (N, T) int64. segments: (N, T) int32, 0 = padding. token_types: (N, T) int64, 1 for the second text. mask:
@@ -39,13 +39,6 @@ class LabelledBatch:
     labels: Tensor
     num_units: int
     contexts: Tensor | None = None
-
-    def to(self, device: torch.device) -> LabelledBatch:
-        """The same batch with its tensors on `device`."""
-        values: dict[str, Any] = {
-            name: value.to(device) if isinstance(value, Tensor) else value for name, value in self.__dict__.items()
-        }
-        return LabelledBatch(**values)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from jielong.errors import TrainingError, UsageError
 from jielong.runtime import Runtime
+from jielong.train.ahead import made_ahead
 from jielong.train.objectives import ModelT, Objective
 from jielong.train.optim import set_learning_rate
-from jielong.train.parallel import sum_gradients, total
+from jielong.train.parallel import check_equal_shares, sum_gradients, total
 
 SelfT = TypeVar("SelfT")
 
@@ -34,6 +35,8 @@ class MicroBatch(Protocol):
     def num_units(self) -> int: ...  # what the loss is averaged over
 
     def to(self: SelfT, device: torch.device) -> SelfT: ...
+
+    def pinned(self: SelfT) -> SelfT: ...
 
 
 MicroT = TypeVar("MicroT", bound=MicroBatch)
@@ -92,9 +95,7 @@ def train_step(
     """
     started = time.perf_counter()
     micro_batches = list(micro_batches)  # a loader makes each when it is taken: once is enough
-    own_tokens = sum(int((batch.segments > 0).sum()) for batch in micro_batches)
-    counts = total([sum(batch.num_units for batch in micro_batches), own_tokens], runtime)
-    num_units, num_tokens = map(int, counts)
+    num_units, num_tokens = _counted(micro_batches, runtime)
     learning_rate = float(optimizer.param_groups[-1]["lr"])
     if num_units == 0:
         return StepStats(step, 0.0, 0.0, learning_rate, 0, num_tokens, time.perf_counter() - started, skipped=True)
@@ -120,6 +121,19 @@ def train_step(
         torch.cuda.synchronize(runtime.device)  # else the optimizer's work would be billed to the next step
     spent, loss = time.perf_counter() - started, told[0] / num_units
     return StepStats(step, loss, grad_norm, learning_rate, num_units, num_tokens, spent, means)
+
+
+def _counted(micro_batches: Sequence[MicroT], runtime: Runtime) -> tuple[int, int]:
+    """Units and tokens of all processes' micro-batches. Raises TrainingError for shares that cannot go together."""
+    if runtime.mesh is not None:
+        check_equal_shares(len(micro_batches), runtime)
+    own_tokens = sum(int((batch.segments > 0).sum()) for batch in micro_batches)
+    num_units, num_tokens = total([sum(batch.num_units for batch in micro_batches), own_tokens], runtime)
+    return int(num_units), int(num_tokens)
+
+
+def _pinned(batch: MicroT) -> MicroT:
+    return batch.pinned()
 
 
 def _sum_and_clip(parameters: Sequence[nn.Parameter], clip: float, runtime: Runtime) -> float:
@@ -183,10 +197,15 @@ def fit(
     """
     if not (config.clip > 0 and 0 <= config.start):
         raise UsageError(f"fit: clip = {config.clip} must be above 0 and start = {config.start} not negative")
-    for step in range(config.start, config.num_steps):
+    steps = range(config.start, config.num_steps)
+    # With a GPU the host has nothing else to do; on a CPU the thread would only take from the step's own.
+    ahead: Iterator[Sequence[MicroT]] = map(batches, steps)
+    if runtime.device.type == "cuda":
+        ahead = made_ahead(batches, config.start, config.num_steps, _pinned)
+    for step in steps:
         started = time.perf_counter()
         model.train()
-        micro_batches = batches(step)
+        micro_batches = next(ahead)
         set_learning_rate(optimizer, schedule(step))
         stats = train_step(model, optimizer, micro_batches, objective, runtime, config.clip, step + 1)
         yield replace(stats, seconds=time.perf_counter() - started)
