@@ -181,8 +181,37 @@ def test_a_conversation_reads_only_what_is_new(model: Transformer, tokenizer: To
     assert collect(deltas, number) == answer_all(Batcher(model, tokenizer, cache_bytes=0), [second])[0]
     again = batcher.submit(second)
     deltas = drain(batcher)
-    assert {delta.num_cached_tokens for delta in deltas if delta.request == again} == {24}
-    assert batcher.stats()["cached_tokens"] == 48
+    assert {delta.num_cached_tokens for delta in deltas if delta.request == again} == {25}  # all but the last: its row
+    batcher.submit(make_request([7] * 9, 1))  # in the same row, so that blocks are left alone
+    drain(batcher)
+    last = batcher.submit(second)
+    assert {delta.num_cached_tokens for delta in drain(batcher) if delta.request == last} == {24}
+    assert batcher.stats()["cached_tokens"] == 24 + 25 + 24
+
+
+def test_a_row_is_gone_on_with_where_it_lies(model: Transformer, tokenizer: Tokenizer) -> None:
+    """Turn after turn nothing is copied and each place is read once: also the part of a block at the end."""
+    batcher, slow = Batcher(model, tokenizer), Batcher(model, tokenizer, cache_bytes=0)
+    said, written = [3, 1, 4], []
+    batcher.rows.write = lambda *args: written.append(args)  # type: ignore[method-assign]
+    for turn in range(5):
+        request = make_request(said, 3, stop_ids=frozenset(), logprobs=1)
+        number, plain = batcher.submit(request), slow.submit(request)
+        deltas, expected = drain(batcher), drain(slow)
+        assert collect(deltas, number) == collect(expected, plain)
+        assert logprobs_of(deltas, number) == logprobs_of(expected, plain)  # to the bit
+        assert {delta.num_cached_tokens for delta in deltas} == {max(len(said) - 2, 0) if turn else 0}
+        said = [*said, *collect(deltas, number)[0], 5 + turn]
+    assert not written
+    number = batcher.submit(make_request(said[:-3] + [9, 9], 2))  # another end: its row is kept up to there
+    assert drain(batcher)[-1].num_cached_tokens == len(said) - 3 and number
+
+
+def test_a_row_is_remembered_for_its_partition_alone(model: Transformer, tokenizer: Tokenizer) -> None:
+    batcher = Batcher(model, tokenizer)
+    for partition, found in (("key a", 0), ("key b", 0), ("key b", 6), ("key a", 0), ("", 0)):
+        batcher.submit(make_request(range(7), 1, cache_partition=partition))  # fewer than a block
+        assert drain(batcher)[-1].num_cached_tokens == found
 
 
 def test_partitions_share_nothing(model: Transformer, tokenizer: Tokenizer) -> None:

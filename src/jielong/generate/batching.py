@@ -144,8 +144,7 @@ class Batcher:
                 return
         if self._reading is not None and self._reading.number == number:
             self._ended.append(self._reading.end("cancelled"))
-            self._keep_prefix(self._reading, len(self._writing))
-            self.rows.release(len(self._writing))
+            self._give_back(self._reading, len(self._writing))
             self._reading = None
             return
         for row, progress in enumerate(self._writing):
@@ -181,17 +180,23 @@ class Batcher:
         progress = self._reading = self._waiting.popleft()
         row = len(self._writing)
         self.rows.reserve(row + 1, progress.num_prompt + self.least_rows)
-        self.rows.claim(row)
-        if progress.prompt_logprobs is None:  # else every place's logits are needed, so every place is read
-            request = progress.request
-            blocks = self.prefix.find(request.cache_partition, request.prompt, progress.num_prompt - 1)
-            if blocks:
-                held = torch.cat(blocks, dim=2)  # (2 L, K, T, H)
-                self.rows.write(row, 0, held)
-                progress.num_held = held.shape[2]
+        progress.num_held = self._find_beginning(progress, row)
         progress.num_cached = progress.num_held
         self._counts["cached_tokens"] += progress.num_cached
         return True
+
+    def _find_beginning(self, progress: Progress, row: int) -> int:
+        """Claim a row, with what was read before of this prompt in it; of how many tokens that is."""
+        if progress.prompt_logprobs is not None or not self.prefix.max_bytes:  # every place's logits are needed
+            self.rows.claim(row)
+            return 0
+        partition, most = progress.request.cache_partition, progress.num_prompt - 1
+        num_left = self.rows.num_left(row, partition, progress.tokens[:most])
+        self.rows.claim(row, num_left)
+        blocks, size = self.prefix.find(partition, progress.tokens, most), self.prefix.block_tokens
+        for number in range(num_left // size, len(blocks)):
+            self.rows.write(row, number * size, blocks[number])
+        return max(num_left, len(blocks) * size)
 
     def _read(self, room: int) -> tuple[int, list[Delta]]:
         """Read up to `room` tokens of the prompt at hand, and draw its first new one when that was all of it."""
@@ -219,10 +224,10 @@ class Batcher:
         if not bool(logits.isfinite().all()):
             self.rows.release(row)
             return num_read, [progress.end("error")]
-        self._keep_prefix(progress, row)
         if not progress.limit:
-            self.rows.release(row)
+            self._give_back(progress, row)
             return num_read, [progress.end("length")]
+        self._keep_prefix(progress, row)
         self._writing.append(progress)
         return num_read, self._draw([progress], logits)
 
@@ -242,6 +247,12 @@ class Batcher:
             return self.rows.read(row, start, end)
 
         self.prefix.add(progress.request.cache_partition, progress.tokens[: progress.num_held], read)
+
+    def _give_back(self, progress: Progress, row: int) -> None:
+        """Free a row; what it holds may be found again, in the prefix cache and, until it is used again, in itself."""
+        self._keep_prefix(progress, row)
+        held = progress.tokens[: progress.num_held] if self.prefix.max_bytes else ()
+        self.rows.release(row, progress.request.cache_partition, held)
 
     # Writing.
 
@@ -274,8 +285,9 @@ class Batcher:
     def _retire(self, row: int, keep: bool = True) -> None:
         """Take a row out, and let the last one move to its place. keep: put what it holds into the prefix cache."""
         if keep:
-            self._keep_prefix(self._writing[row], row)
-        self.rows.release(row)
+            self._give_back(self._writing[row], row)
+        else:
+            self.rows.release(row)
         last = self._writing.pop()
         if row < len(self._writing):
             self.rows.move(len(self._writing), row, last.num_held)

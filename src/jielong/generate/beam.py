@@ -94,12 +94,12 @@ class _Ended:
     lengths: Tensor  # (B, K) int64
     tokens: Tensor  # (B, K, T)
 
-    def merge(self, scores: Tensor, logprobs: Tensor, length: int, tokens: Tensor) -> None:
-        """Let (B, C) candidates of one length in; those with score -inf are none. tokens: (B, C, T)."""
+    def merge(self, scores: Tensor, logprobs: Tensor, lengths: Tensor, tokens: Tensor) -> None:
+        """Let (B, C) candidates of `lengths` (B,) in; those with score -inf are none. tokens: (B, C, T)."""
         all_scores = torch.cat([self.scores, scores], dim=1)
         self.scores, best = all_scores.topk(self.scores.shape[1], dim=1)
         self.logprobs = torch.cat([self.logprobs, logprobs], dim=1).gather(1, best)
-        self.lengths = torch.cat([self.lengths, torch.full(scores.shape, length)], dim=1).gather(1, best)
+        self.lengths = torch.cat([self.lengths, lengths[:, None].expand_as(scores)], dim=1).gather(1, best)
         every = torch.cat([self.tokens, tokens], dim=1)
         self.tokens = every.gather(1, best[..., None].expand(-1, -1, every.shape[2]))
 
@@ -107,9 +107,17 @@ class _Ended:
         for name, value in self.__dict__.items():
             setattr(self, name, value[kept])
 
-    def hypotheses(self, sentence: int, num_best: int) -> list[Hypothesis]:
+    def join(self, num: int, longest: int) -> None:
+        """Make room for so many sentences more, and for `longest` tokens of each."""
+        beam = self.scores.shape[1]
+        self.scores = torch.cat([self.scores, torch.full((num, beam), -math.inf)])
+        self.logprobs = torch.cat([self.logprobs, torch.full((num, beam), -math.inf)])
+        self.lengths = torch.cat([self.lengths, torch.zeros(num, beam, dtype=torch.int64)])
+        self.tokens = _joined(self.tokens, num, longest)
+
+    def hypotheses(self, sentence: int) -> list[Hypothesis]:
         found = []
-        for index in range(num_best):
+        for index in range(self.scores.shape[1]):
             score, length = float(self.scores[sentence, index]), int(self.lengths[sentence, index])
             if score > -math.inf:
                 tokens = self.tokens[sentence, index, :length].tolist()
@@ -136,54 +144,124 @@ def beam_steps(
     id, which is no part of a hypothesis. limits: most new tokens of each sentence, 1 or more; a hypothesis that reaches
     it counts as ended. Raises ModelError at scores that are not finite.
     """
-    beam = config.beam
-    stops = torch.tensor(sorted(stop_ids), dtype=torch.int64)
-    num_kept, longest = max(2, 1 + len(stops)) * beam, max(limits)
     results: list[list[Hypothesis]] = [[] for _ in limits]
-    sentences, bounds = torch.arange(len(limits)), torch.tensor(limits)  # which sentence each of the B stands for
-    scores = torch.full((len(limits), beam), -math.inf)  # (B, K) log-probability so far
-    scores[:, 0] = 0.0  # all beams begin alike, so that one of them may speak
-    written = torch.zeros(len(limits), beam, longest, dtype=torch.int64)  # (B, K, T)
-    nothing = torch.full_like(scores, -math.inf)
-    ended = _Ended(nothing, nothing, torch.zeros_like(scores, dtype=torch.int64), torch.zeros_like(written))
-    ids = torch.full((len(limits) * beam,), start_id)
-    for step in range(longest):
-        totals, parents, tokens = _continuations(decoder.step(ids), scores, num_kept)
-        ends = torch.isin(tokens, stops) | (bounds == step + 1)[:, None]  # (B, C)
-        candidates = written.gather(1, parents[..., None].expand(-1, -1, longest))  # (B, C, T)
-        candidates[..., step] = tokens
-        if bool(ends.any()):
-            normed = (totals / config.divisor(step + 1)).masked_fill(~ends, -math.inf)
-            ended.merge(normed[:, :beam], totals[:, :beam], step + 1, candidates[:, :beam])
-        scores, chosen = totals.masked_fill(ends, -math.inf).topk(beam, dim=1)  # (B, K)
-        done = _done(scores, ended.scores, step + 1, bounds, config)
-        told = _tell(results, sentences, done, ended, config.num_best)
-        if bool(told.all()):
+    search = Search(start_id, stop_ids, config)
+    search.admit(range(len(limits)), limits)
+    while True:
+        for sentence, found in search.advance(decoder.step(search.ids)).items():
+            if found is None:
+                raise ModelError(
+                    "the model's scores for the next token are not finite numbers (NaN): its weights are damaged or "
+                    "its training diverged; go back to an earlier checkpoint"
+                )
+            results[sentence] = found[: config.num_best]
+        if search.is_done:
             break
-        kept = (~told).nonzero()[:, 0] if 4 * int(told.sum()) >= len(told) else torch.arange(len(told))
-        rows = (torch.arange(len(told))[:, None] * beam + parents.gather(1, chosen))[kept].flatten()
-        written = candidates.gather(1, chosen[..., None].expand(-1, -1, longest))[kept]
-        ids = tokens.gather(1, chosen)[kept].flatten()
-        if len(kept) < len(told):
-            decoder.select(rows, kept)
-            sentences, bounds = sentences[kept], bounds[kept]
-            ended.keep(kept)
-        elif not torch.equal(rows, torch.arange(len(rows))):  # some beam takes the place of another
-            decoder.select(rows, None)
-        scores = scores[kept]
+        search.arrange(decoder, is_patient=True)
         yield None
     yield results
 
 
-def _tell(results: list[list[Hypothesis]], sentences: Tensor, done: Tensor, ended: _Ended, num_best: int) -> Tensor:
-    """(B,) bool, which sentences have their results; one that is done gets them now.
+class Search:
+    """Sentences that beams are searched for side by side, each at a place of its own, so that they may come and go.
 
-    It goes on unheard until there are enough of them to be dropped.
+    ids: (R,) int64, what each row reads next. What is told goes on unheard until `arrange` drops it.
     """
-    for index, sentence in enumerate(sentences.tolist()):
-        if bool(done[index]) and not results[sentence]:
-            results[sentence] = ended.hypotheses(index, num_best)
-    return torch.tensor([bool(results[sentence]) for sentence in sentences.tolist()])
+
+    def __init__(self, start_id: int, stop_ids: Collection[int], config: BeamConfig) -> None:
+        self.config, self.start = config, start_id
+        self._stops = torch.tensor(sorted(stop_ids), dtype=torch.int64)
+        self._num_kept, beam = max(2, 1 + len(self._stops)) * config.beam, config.beam
+        self._sentences: list[int] = []  # the number of each of the B
+        self._told: list[bool] = []
+        self.ids = self._steps = self._bounds = torch.empty(0, dtype=torch.int64)  # (R,), (B,) tokens so far, (B,)
+        self._rows = self.ids  # (R,) which row had read what this one goes on with
+        self._scores = torch.empty(0, beam)  # (B, K) log-probability so far
+        self._written = torch.empty(0, beam, 0, dtype=torch.int64)  # (B, K, T)
+        counts = torch.empty(0, beam, dtype=torch.int64)
+        self._ended = _Ended(self._scores, self._scores, counts, self._written)
+
+    @property
+    def is_done(self) -> bool:
+        return all(self._told)
+
+    def admit(self, sentences: Sequence[int], limits: Sequence[int]) -> None:
+        """More sentences behind those there are, by numbers of their own. limits: most new tokens of each, 1 or more.
+
+        The decoder must have so many rows more, or get them before the next step.
+        """
+        num, beam = len(sentences), self.config.beam
+        longest = max(self._written.shape[2], *limits)
+        scores = torch.full((num, beam), -math.inf)
+        scores[:, 0] = 0.0  # all beams begin alike, so that one of them may speak
+        self._scores = torch.cat([self._scores, scores])
+        self._written = _joined(self._written, num, longest)
+        self._ended.join(num, longest)
+        self._steps = torch.cat([self._steps, torch.zeros(num, dtype=torch.int64)])
+        self._bounds = torch.cat([self._bounds, torch.tensor(limits)])
+        self.ids = torch.cat([self.ids, torch.full((num * beam,), self.start)])
+        self._rows = torch.cat([self._rows, torch.arange(len(self._rows), len(self.ids))])
+        self._sentences += sentences
+        self._told += [False] * num
+
+    def advance(self, logits: Tensor) -> dict[int, list[Hypothesis] | None]:
+        """One token more, by the logits (R, V) behind `ids`.
+
+        Returns the sentences that are done now: their hypotheses, best first, at most K; None instead where the
+        scores are not finite.
+        """
+        beam, longest = self.config.beam, self._written.shape[2]
+        totals, parents, tokens = _continuations(logits, self._scores, self._num_kept)
+        self._steps = self._steps + 1
+        ends = torch.isin(tokens, self._stops) | (self._bounds == self._steps)[:, None]  # (B, C)
+        candidates = self._written.gather(1, parents[..., None].expand(-1, -1, longest))  # (B, C, T)
+        places = (self._steps - 1).clamp(max=longest - 1)  # of a sentence that was told they may lie beyond
+        candidates.scatter_(2, places[:, None, None].expand(-1, tokens.shape[1], 1), tokens[..., None])
+        if bool(ends.any()):
+            normed = (totals / self.config.divisor(self._steps)[:, None]).masked_fill(~ends, -math.inf)
+            self._ended.merge(normed[:, :beam], totals[:, :beam], self._steps, candidates[:, :beam])
+        self._scores, chosen = totals.masked_fill(ends, -math.inf).topk(beam, dim=1)  # (B, K)
+        self._written = candidates.gather(1, chosen[..., None].expand(-1, -1, longest))
+        self.ids = tokens.gather(1, chosen).flatten()
+        first = torch.arange(len(tokens))[:, None] * beam
+        self._rows = (first + parents.gather(1, chosen)).flatten()
+        return self._tell(totals[:, 0].isnan())
+
+    def forget(self, sentence: int) -> None:
+        """Nothing more is told of this one."""
+        self._told[self._sentences.index(sentence)] = True
+
+    def arrange(self, decoder: Decoder, is_patient: bool = False) -> None:
+        """Let the decoder follow, and drop the sentences that were told; patient: once they are a quarter of all."""
+        beam, kept = self.config.beam, None
+        if any(self._told) and (not is_patient or 4 * sum(self._told) >= len(self._told)):
+            kept = torch.tensor([place for place, told in enumerate(self._told) if not told], dtype=torch.int64)
+            self._ended.keep(kept)
+            self._scores, self._written = self._scores[kept], self._written[kept]
+            self._steps, self._bounds = self._steps[kept], self._bounds[kept]
+            self.ids, self._rows = self.ids.view(-1, beam)[kept].flatten(), self._rows.view(-1, beam)[kept].flatten()
+            self._sentences = [self._sentences[place] for place in kept.tolist()]
+            self._told = [False] * len(kept)
+        order = torch.arange(len(self._rows))
+        if kept is not None or not torch.equal(self._rows, order):  # some beam takes the place of another
+            decoder.select(self._rows, kept)
+        self._rows = order
+
+    def _tell(self, failed: Tensor) -> dict[int, list[Hypothesis] | None]:
+        done = _done(self._scores, self._ended.scores, self._steps, self._bounds, self.config) | failed
+        results: dict[int, list[Hypothesis] | None] = {}
+        for place, (is_done, is_broken) in enumerate(zip(done.tolist(), failed.tolist(), strict=True)):
+            if is_done and not self._told[place]:
+                self._told[place] = True
+                results[self._sentences[place]] = None if is_broken else self._ended.hypotheses(place)
+        return results
+
+
+def _joined(tokens: Tensor, num: int, longest: int) -> Tensor:
+    """(B, K, T) -> (B + num, K, longest), zeros where there is nothing yet."""
+    joined = tokens.new_zeros(tokens.shape[0] + num, tokens.shape[1], longest)
+    joined[: tokens.shape[0], :, : tokens.shape[2]] = tokens
+    return joined
 
 
 def _continuations(logits: Tensor, scores: Tensor, num_kept: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -202,23 +280,18 @@ def _continuations(logits: Tensor, scores: Tensor, num_kept: int) -> tuple[Tenso
     totals = (logprobs + scores[..., None]).flatten(1)  # (B, K C)
     best, index = totals.topk(min(num_kept, totals.shape[1]), dim=1)
     tokens = own_tokens.view(num_sentences, -1).gather(1, index)
-    best, parents, tokens = best.to("cpu"), (index // own.shape[1]).to("cpu"), tokens.to("cpu")
-    if bool(best[:, 0].isnan().any()):
-        raise ModelError(
-            "the model's scores for the next token are not finite numbers (NaN): its weights are damaged or its "
-            "training diverged; go back to an earlier checkpoint"
-        )
-    return best, parents, tokens
+    return best.to("cpu"), (index // own.shape[1]).to("cpu"), tokens.to("cpu")
 
 
-def _done(running: Tensor, ended: Tensor, num_tokens: int, bounds: Tensor, config: BeamConfig) -> Tensor:
+def _done(running: Tensor, ended: Tensor, lengths: Tensor, bounds: Tensor, config: BeamConfig) -> Tensor:
     """(B,) bool: sentences whose ended hypotheses will not change, by config.stop; all that have reached their limit.
 
-    running, ended: (B, K), log-probabilities of the beams and scores of ended hypotheses, best first.
+    running, ended: (B, K), log-probabilities of the beams and scores of ended hypotheses, best first. lengths, bounds:
+    (B,) tokens written, and the most there may be.
     """
     full = ended[:, -1] > -math.inf
     if config.stop != "full" and config.beam > 1:
         # more tokens can only lower the sum, but a longer hypothesis is divided by more
-        at = bounds if config.stop == "bound" and config.length_penalty > 0 else torch.full_like(bounds, num_tokens)
+        at = bounds if config.stop == "bound" and config.length_penalty > 0 else lengths
         full &= running[:, 0] / config.divisor(at) <= ended[:, -1]
-    return full | (bounds <= num_tokens)
+    return full | (bounds <= lengths)

@@ -32,6 +32,10 @@ class KeyValueCache:
         self._num_written = 0  # T of the last update
         self._slots: Tensor | None = None  # where the tokens of this forward go; the same for all layers
 
+    def view(self, num_new: int) -> KeyValueCache:
+        """Itself, as it is to be read by num_new tokens more of each row."""
+        return self
+
     def num_keys(self, num_new: int) -> int:
         """S, the number of key positions that `update` returns when each row adds num_new tokens."""
         return min(self._longest + num_new, self.capacity)

@@ -19,6 +19,7 @@ from jielong.errors import ModelError, UsageError
 from jielong.generate.cache import KeyValueCache
 from jielong.generate.packed import decoding_runtime, pack
 from jielong.generate.penalties import Penalties
+from jielong.generate.rows import BatchRows
 from jielong.generate.sampling import Sampling, choose, row_seeds, uniforms
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime
@@ -280,7 +281,8 @@ class Engine:
         # A row's last token is never read, but once it has ended the row goes on writing at that one place.
         capacity = max(len(prompt) + limit for prompt, limit in zip(job.prompts, job.limits, strict=True))
         dtype = self._network.compute_dtype or self.runtime.dtype
-        cache = KeyValueCache(self.model.config, len(rows), capacity, dtype, device)
+        make = KeyValueCache if self._network is self.model else BatchRows  # packed parts are made for rows
+        cache: KeyValueCache | BatchRows = make(self.model.config, len(rows), capacity, dtype, device)
         logits = self._prefill(job.prompts, cache)
         num_tokens = self.tokenizer.vocab_size
         said = self._penalties(job)
@@ -304,7 +306,7 @@ class Engine:
                 rows, limits, numbers, active, ids = rows[kept], limits[kept], numbers[:, kept], active[kept], ids[kept]
                 said = None if said is None else [said[row] for row in kept.tolist()]
             with self.runtime.autocast():
-                logits = self._network(ids[:, None], cache=cache)[:, 0]  # (R, V)
+                logits = self._network(ids[:, None], cache=cache.view(1))[:, 0]  # (R, V)
             cache.advance(active.long())  # an ended row stays where it is; what it says is never told
 
     def _penalties(self, job: Job) -> list[Penalties] | None:
@@ -314,7 +316,7 @@ class Engine:
         num_tokens, device = self.tokenizer.vocab_size, self.runtime.device
         return [Penalties(job.sampling, prompt, num_tokens, device) for prompt in job.prompts]
 
-    def _prefill(self, prompts: list[list[int]], cache: KeyValueCache) -> Tensor:
+    def _prefill(self, prompts: list[list[int]], cache: KeyValueCache | BatchRows) -> Tensor:
         """Read all prompts in one forward; the logits after each one's last token, (R, V)."""
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         tokens = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
@@ -322,7 +324,7 @@ class Engine:
             tokens[row, : len(prompt)] = torch.tensor(prompt)
         tokens, lengths = tokens.to(self.runtime.device), lengths.to(self.runtime.device)
         with self.runtime.autocast():
-            hidden = self._network.hidden(tokens, cache=cache)  # (R, T, D)
+            hidden = self._network.hidden(tokens, cache=cache.view(tokens.shape[1]))  # (R, T, D)
             cache.advance(lengths)
             return self._network.unembed(hidden[torch.arange(len(prompts), device=hidden.device), lengths - 1])
 

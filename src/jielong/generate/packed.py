@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from jielong.errors import ModelError, UsageError
 from jielong.generate.quantize import KINDS, PackedProduct, Product, available, build_product, compute_dtype, fastest
+from jielong.generate.quick import QuickAttention
+from jielong.model.attention import Attention
 from jielong.model.context import Context
 from jielong.model.heads import HeadedModel
-from jielong.model.kernels import CrossKernel, SelfKernel, steady_attention
+from jielong.model.kernels import CrossKernel, SelfKernel, steady_attention, steady_weighing
 from jielong.model.layers import GatedFeedForward, RMSNorm
 from jielong.model.moe import Experts
 from jielong.model.transformer import Transformer
@@ -136,6 +138,10 @@ def _replace(module: nn.Module, kind: str) -> None:
 
 def _part(module: nn.Module, kind: str) -> Callable[..., Tensor] | None:
     """What stands for a module in the copy; None where it stays, with its children replaced."""
+    if isinstance(module, Attention):
+        _replace(module, kind)
+        plain = type(module) is Attention  # else it has norms of its own
+        return QuickAttention(module.heads, module.qkv if plain else module.project, module.out)
     if isinstance(module, GatedFeedForward):
         fused = kind == "bfloat16" and module.nonlinearity is F.silu and available(kind)
         return _FusedGate(module) if fused else _JoinedGate(module, kind)
@@ -158,9 +164,8 @@ def _choose_kernels(
     cached: bool,
     dropout: float,
 ) -> tuple[SelfKernel, CrossKernel]:
-    """The usual kernels, but `steady_attention` where there is a cache."""
-    alone, across = usual(device, dtype, length, cached, dropout)
-    return (steady_attention if cached else alone), across
+    """The usual kernels, but steady ones where there is a cache."""
+    return (steady_attention, steady_weighing) if cached else usual(device, dtype, length, cached, dropout)
 
 
 def decoding_runtime(model: Transformer, runtime: Runtime | None) -> Runtime:

@@ -82,14 +82,14 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(config.num_heads * config.head_size, config.width, bias=config.out_bias)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        keys, values = context.source(self.heads.layer, partial(self._keys_values, context.memory))
+        keys, values = context.source(self.heads.layer, partial(self.keys_values, context.memory))
         split = self.q(x).view(len(keys), -1, self.heads.num_heads, self.heads.head_size)  # (B, G T, N, H)
         output = context.weigh(split.transpose(1, 2), keys, values, context.memory_bias, context, self.heads)
         mixed: Tensor = self.out(output.transpose(1, 2).reshape(*x.shape[:2], -1))
         return mixed
 
-    def _keys_values(self, memory: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, S, D) -> keys and values, each (B, K, S, H)."""
+    def keys_values(self, memory: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(B, S, D) -> keys and values of the source, each (B, K, S, H)."""
         if memory is None:
             raise ModelError("the decoder attends to a source: give `memory`, or a cache that has read it")
         split = self.kv(memory).unflatten(2, (2, -1, self.heads.head_size))  # (B, S, 2, K, H)

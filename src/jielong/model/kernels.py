@@ -174,31 +174,43 @@ def steady_attention(mixed: Tensor, context: Context, heads: Heads) -> Tensor:
     summed STEADY_KEYS at a time. That this is enough on a CPU in float32 is tested, and no promise of torch.
     """
     batch, length, _ = mixed.shape
-    kv, size, group = heads.num_kv_heads, heads.head_size, heads.group
     if length == 1:
-        split = mixed.view(batch, -1, size)  # (B, N + 2K, H)
-        turned = context.rotation.turn(split[:, : heads.num_heads + kv])
-        queries, keys = turned[:, : heads.num_heads], turned[:, heads.num_heads :, None]
-        values = split[:, heads.num_heads + kv :, None]
+        split = mixed.view(batch, -1, heads.head_size)  # (B, N + 2K, H)
+        num_turned = heads.num_heads + heads.num_kv_heads
+        turned = context.rotation.turn(split[:, :num_turned])
+        queries, keys = turned[:, : heads.num_heads, None], turned[:, heads.num_heads :, None]
+        values = split[:, num_turned:, None]
     else:
         queries, keys, values = split_heads(mixed, context, heads)
     assert context.cache is not None
     keys, values = context.cache.update(heads.layer, keys, values)  # (B, K, S, H)
-    num_rows = group * length
-    times = -(-(4 if num_rows in (1, 2, 4) else 16) // num_rows)  # two threads share 5, 6, 7 or 9 rows badly
+    bias = context.mask.bias(heads.window, keys.shape[2])
+    return steady_weighing(queries, keys, values, bias, context, heads).transpose(1, 2).flatten(2)
+
+
+def steady_weighing(
+    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, context: Context, heads: Heads
+) -> Tensor:
+    """written_weighing with the bits of `steady_attention`; for cross-attention from a cache."""
+    batch, _, length, size = queries.shape
+    kv, num_rows = heads.num_kv_heads, heads.group * length
+    times = steady_copies(num_rows)
     rows = queries.reshape(batch * kv, 1, num_rows, size) * queries.new_full((times, 1, 1), 1 / math.sqrt(size))
     rows = rows.reshape(batch * kv, -1, size)  # (B K, times G T, H)
     scores = heads.cap(torch.bmm(rows, keys.flatten(0, 1).transpose(1, 2)))  # (B K, times G T, S)
-    bias = context.mask.bias(heads.window, keys.shape[2])
     if bias is not None:
-        scores.view(batch, kv * times * group, length, -1).add_(bias[:, None])
+        scores.view(batch, kv * times * heads.group, length, -1).add_(bias[:, None])
     weights, values = scores.softmax(dim=-1), values.flatten(0, 1)  # (B K, S, H)
     found = torch.bmm(weights[..., :STEADY_KEYS], values[:, :STEADY_KEYS])
     for start in range(STEADY_KEYS, weights.shape[2], STEADY_KEYS):
         end = start + STEADY_KEYS
         found = torch.baddbmm(found, weights[..., start:end], values[:, start:end])
-    found = found[:, :num_rows].reshape(batch, heads.num_heads, length, size)
-    return found.transpose(1, 2).flatten(2)
+    return found[:, :num_rows].reshape(batch, heads.num_heads, length, size)
+
+
+def steady_copies(num_rows: int) -> int:
+    """How often so many rows must be repeated for steady sums: two threads share 5, 6, 7 or 9 rows badly."""
+    return -(-(4 if num_rows in (1, 2, 4) else 16) // num_rows)
 
 
 def steady_keys(num_keys: int) -> int:

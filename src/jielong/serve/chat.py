@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,11 +16,11 @@ from jielong.serve.guard import guard_of
 from jielong.serve.intake import read
 from jielong.serve.jobs import Job
 from jielong.serve.prompts import Wanted, check_room, conversation_ids, engine_requests, num_sequences
-from jielong.serve.replies import Envelope, Replies, Reply
+from jielong.serve.replies import Envelope, Piece, Replies, Reply
 from jielong.serve.schema import ChatBody
 from jielong.serve.service import Service, log_event, new_id, partition
 from jielong.serve.spelling import Told, chat_logprobs
-from jielong.serve.stream import DONE, EventStream, answer, unless_gone
+from jielong.serve.stream import DONE, EventStream, Stencil, answer, unless_gone
 
 
 class Chat:
@@ -71,6 +71,8 @@ class _Call:
             service, job, [Reply(loaded.tokenizer, one, guard_of(persona), holds_odds=held) for one in job.requests]
         )
         self._id = new_id("chatcmpl")
+        self._envelope = Envelope("chat.completion.chunk", self._id, service.model_name)
+        self._stencils: dict[int, Stencil] = {}
 
     async def answer(self) -> dict[str, Any]:
         """The whole answer."""
@@ -88,28 +90,41 @@ class _Call:
         return whole
 
     async def events(self) -> AsyncIterator[bytes]:
-        """The answer piece by piece: role, text, finish_reason, usage if wanted, [DONE]."""
-        envelope = Envelope("chat.completion.chunk", self._id, self._service.model_name)
-        tells_usage = self._body.tells_usage
+        """The answer piece by piece: role, text, finish_reason, usage if wanted, [DONE].
 
-        def chunk(index: int, delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> bytes:
-            choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason, **more}
-            return envelope.event(choice, tells_usage)
-
-        for index in range(len(self._replies.each)):
-            yield chunk(index, {"role": "assistant", "content": ""})
+        What is new at one time comes together.
+        """
+        yield b"".join(self._chunk(n, {"role": "assistant", "content": ""}) for n in range(len(self._replies.each)))
         async for pieces in self._replies.pieces():
-            for piece in pieces:
-                ids = piece.tokens if self._body.return_token_ids else []  # told also where their text is still held
-                if piece.text or piece.told or ids:
-                    more = {"logprobs": self._odds(piece.told), **self._ids(piece.tokens)}
-                    yield chunk(piece.index, {"content": piece.text}, **more)
-                if piece.finish_reason:
-                    yield chunk(piece.index, {}, piece.finish_reason)
-        if tells_usage:
-            yield envelope.last_event(self._replies.usage(len(self._replies.each)))
+            chunks = [chunk for piece in pieces for chunk in self._chunks(piece)]
+            if chunks:
+                yield b"".join(chunks)
+        if self._body.tells_usage:
+            yield self._envelope.last_event(self._replies.usage(len(self._replies.each)))
         self._log()
         yield DONE
+
+    def _chunks(self, piece: Piece) -> Iterator[bytes]:
+        """Its text, and the end if it has come to that."""
+        body, index = self._body, piece.index
+        ids = piece.tokens if body.return_token_ids else []  # told also where their text is still held
+        if piece.text and not (body.logprobs or body.return_token_ids):
+            if index not in self._stencils:
+                self._stencils[index] = Stencil(self._chunk(index, {"content": Stencil.HOLE}))
+            yield self._stencils[index].fill(piece.text)
+        elif piece.text or piece.told or ids:
+            yield self._chunk(index, {"content": piece.text}, piece)
+        if piece.finish_reason:
+            yield self._chunk(index, {}, finish_reason=piece.finish_reason)
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], told: Piece | None = None, finish_reason: str | None = None
+    ) -> bytes:
+        """told: whose log-probabilities and ids stand beside the text, where they are asked for."""
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        if told is not None:
+            choice |= {"logprobs": self._odds(told.told), **self._ids(told.tokens)}
+        return self._envelope.event(choice, self._body.tells_usage)
 
     def _odds(self, told: Sequence[Told]) -> dict[str, Any] | None:
         if not self._body.logprobs:

@@ -17,7 +17,7 @@ from jielong.serve.replies import Envelope, Piece, Replies, Reply
 from jielong.serve.schema import CompletionBody
 from jielong.serve.service import Service, log_event, new_id, partition
 from jielong.serve.spelling import Told, completion_logprobs
-from jielong.serve.stream import DONE, EventStream, answer, unless_gone
+from jielong.serve.stream import DONE, EventStream, Stencil, answer, unless_gone
 
 SHORT = 16  # OpenAI's max_tokens where none is given
 
@@ -63,6 +63,7 @@ class _Call:
         self._num_choices = body.n or 1
         self._replies = Replies(service, job, [Reply(loaded.tokenizer, one) for one in job.requests])
         self._envelope = Envelope("text_completion", new_id("cmpl"), service.model_name)
+        self._stencils: dict[int, Stencil] = {}
         self._echoed = [self._prompt(index) if body.echo else "" for index in range(len(job.requests))]
 
     async def answer(self) -> dict[str, Any]:
@@ -76,19 +77,31 @@ class _Call:
         return {**self._envelope.wrap(choices), "usage": self._replies.usage(self._num_choices)}
 
     async def events(self) -> AsyncIterator[bytes]:
-        """The answer piece by piece, usage if wanted, [DONE]."""
-        tells_usage = self._body.tells_usage
+        """The answer piece by piece, usage if wanted, [DONE]. What is new at one time comes together."""
         begun: set[int] = set()
         async for pieces in self._replies.pieces():
+            chunks = []
             for piece in pieces:
                 begins = piece.index not in begun
                 if piece.text or piece.told or piece.finish_reason or (begins and self._body.echo):
                     begun.add(piece.index)
-                    yield self._envelope.event(self._choice(piece, begins), tells_usage)
-        if tells_usage:
+                    chunks.append(self._chunk(piece, begins))
+            if chunks:
+                yield b"".join(chunks)
+        if self._body.tells_usage:
             yield self._envelope.last_event(self._replies.usage(self._num_choices))
         self._log()
         yield DONE
+
+    def _chunk(self, piece: Piece, begins: bool) -> bytes:
+        body = self._body
+        if begins or piece.finish_reason or body.logprobs is not None or body.return_token_ids:
+            return self._envelope.event(self._choice(piece, begins), body.tells_usage)
+        stencil = self._stencils.get(piece.index)  # all between the first and the last differ in the text alone
+        if stencil is None:
+            choice = self._choice(Piece(piece.index, Stencil.HOLE), begins=False)
+            stencil = self._stencils[piece.index] = Stencil(self._envelope.event(choice, body.tells_usage))
+        return stencil.fill(piece.text)
 
     def _choice(self, piece: Piece, begins: bool) -> dict[str, Any]:
         """One choice. begins: the prompt is told with it, where it is to be told."""

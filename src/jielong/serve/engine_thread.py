@@ -1,7 +1,7 @@
 """One thread owns the batcher; the event loop hands it requests and gets back what every step made.
 
-Neither side polls. An idle engine sleeps in its inbox; a working one looks into it between two steps. What a step made
-is handed to the loop in one call. Everything here but the methods that say so runs on the loop's thread.
+An idle engine sleeps in its inbox; a working one looks into it between two steps. What a step made goes to the loop by
+an `Outbox`. Everything here but the methods that say so runs on the loop's thread.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from jielong.model.config import ModelConfig
 from jielong.serve.errors import ApiError, bad_request, unavailable
 from jielong.serve.jobs import Job
 from jielong.serve.metrics import Metrics
+from jielong.serve.outbox import Outbox
 from jielong.tokenizer.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -55,6 +56,15 @@ class Loaded:
         return self.config.max_length
 
 
+@dataclass
+class _Owner:
+    """Whose a request of the batcher is. has_begun: its first delta was sent."""
+
+    job: Job
+    index: int
+    has_begun: bool = False
+
+
 class EngineThread:
     """Loads the model, then makes tokens. state: "loading", "ready", "draining", "dead" or "stopped".
 
@@ -77,7 +87,8 @@ class EngineThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="jielong-engine", daemon=True)
         self._inbox: queue.SimpleQueue[Callable[[AnyBatcher], object] | None] = queue.SimpleQueue()
-        self._owners: dict[int, tuple[Job, int]] = {}  # the batcher's number -> whose; the engine's thread only
+        self._owners: dict[int, _Owner] = {}  # by the batcher's number; the engine's thread only
+        self._outbox = Outbox(self._tell)
         self._settled: asyncio.Future[None] | None = None
 
     # The loop's side.
@@ -188,15 +199,13 @@ class EngineThread:
         """A guess: by then one sequence of average length has ended."""
         return int(min(60.0, max(1.0, self._mean_seconds)))
 
-    def _deliver(self, told: Sequence[tuple[Job, int, Delta]]) -> None:
-        for job, index, delta in told:
-            job.push(index, delta)
-
     def _dropped(self, job: Job, num_dropped: int) -> None:
+        self._outbox.fetch()  # what was made before comes before
         for _ in range(num_dropped):
             job.close("cancelled")
 
     def _refused(self, job: Job, error: ApiError) -> None:
+        self._outbox.fetch()
         job.fail(error)
         while job.num_open:
             job.close("error")
@@ -226,6 +235,7 @@ class EngineThread:
         self.on_death(error)
 
     def _fail_all(self, error: ApiError) -> None:
+        self._outbox.fetch()
         for job in list(self._jobs):
             self._refused(job, error)
         for done in list(self._calls):
@@ -238,9 +248,7 @@ class EngineThread:
             loaded = self._load()
             self._tell(self._settle, loaded)
             while self._obey(loaded.batcher):
-                told = [self._owned(delta) for delta in loaded.batcher.step() if delta.request in self._owners]
-                if told:
-                    self._tell(self._deliver, told)
+                self._send(loaded.batcher.step())
         except BaseException as error:
             self._tell(self._die, error)
 
@@ -257,17 +265,27 @@ class EngineThread:
             command(batcher)
             wait = False
 
-    def _owned(self, delta: Delta) -> tuple[Job, int, Delta]:
-        job, index = self._owners[delta.request]
-        if delta.finish_reason is not None:
-            del self._owners[delta.request], job.ids[index]
-        return job, index, delta
+    def _send(self, deltas: Sequence[Delta]) -> None:
+        """Send what a step made to those who asked for it."""
+        told, is_awaited = [], False
+        for delta in deltas:
+            owner = self._owners.get(delta.request)
+            if owner is None:
+                continue
+            told.append((owner.job, owner.index, delta))
+            if not owner.has_begun:
+                owner.has_begun = is_awaited = True
+            if delta.finish_reason is not None:
+                is_awaited = True
+                del self._owners[delta.request], owner.job.ids[owner.index]
+        if told:
+            self._outbox.put(told, is_awaited)
 
     def _admit(self, job: Job, batcher: AnyBatcher) -> None:
         try:
             for index, request in enumerate(job.requests):
                 job.ids[index] = batcher.submit(request)
-                self._owners[job.ids[index]] = (job, index)
+                self._owners[job.ids[index]] = _Owner(job, index)
         except UsageError as error:  # although `check` has let it pass; one request must not end the thread
             self._drop(job, None, batcher)
             self._tell(self._refused, job, bad_request(str(error)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from jielong.generate.requests import Delta, Request
 from jielong.serve.errors import ApiError
@@ -25,11 +25,8 @@ class Owner(Protocol):
 class Job:
     """The sequences of one HTTP request. `next` gives what has been made since the last time.
 
-    Who waits is woken by the first token and by the last, and between them every PIECE_SECONDS at most: a small model
-    makes tokens faster than anybody reads, and an event for each would cost more than the token.
+    Who waits is woken by the first token of a sequence and by the last, and between them in the rounds of the `Outbox`.
     """
-
-    PIECE_SECONDS: ClassVar[float] = 0.02
 
     def __init__(self, owner: Owner, requests: Sequence[Request]) -> None:
         self.requests = tuple(requests)
@@ -40,9 +37,7 @@ class Job:
         self._told: list[tuple[int, Delta]] = []
         self._error: ApiError | None = None
         self._news = asyncio.Event()
-        self._last: dict[int, float] = {}  # index -> when its last token came
-        self._wake_at = 0.0  # not before, for a token between the first and the last
-        self._timer: asyncio.TimerHandle | None = None
+        self._last: dict[int, float] = {}  # index -> when its last token was made
 
     async def next(self) -> list[tuple[int, Delta]]:
         """(index of the request, what was made), all that is new, at least one; [] when all have ended.
@@ -55,7 +50,6 @@ class Job:
                 self._news.clear()
             if self._told:
                 told, self._told = self._told, []
-                self._wake_at = time.monotonic() + self.PIECE_SECONDS
                 return told
             if self._error is not None:
                 raise self._error
@@ -69,17 +63,19 @@ class Job:
 
     # What the engine's thread has to tell; called on the loop.
 
-    def push(self, index: int, delta: Delta) -> None:
-        """One sequence has come further."""
-        now = time.monotonic()
-        self._count(index, delta, now)
+    def push(self, index: int, delta: Delta, when: float) -> bool:
+        """One sequence has come further. when: it was made. Whether who waits should know at once."""
+        is_first = index not in self._last
+        self._count(index, delta, when)
         self._told.append((index, delta))
         if delta.finish_reason is not None:
             self.close(delta.finish_reason)
-        elif now >= self._wake_at:
-            self._news.set()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._wake_at - now, self._wake)
+            return True
+        return is_first
+
+    def wake(self) -> None:
+        """Let who waits have what is new."""
+        self._news.set()
 
     def close(self, reason: str) -> None:
         """One sequence has ended."""
@@ -92,17 +88,13 @@ class Job:
         self._error = error
         self._news.set()
 
-    def _wake(self) -> None:
-        self._timer = None
-        self._news.set()
-
-    def _count(self, index: int, delta: Delta, now: float) -> None:
+    def _count(self, index: int, delta: Delta, when: float) -> None:
         metrics = self._owner.metrics
         if index in self._last:
-            metrics.between_tokens.observe(now - self._last[index])
+            metrics.between_tokens.observe(when - self._last[index])
         else:
-            metrics.first_token.observe(now - self.began)
+            metrics.first_token.observe(when - self.began)
             metrics.tokens.add(delta.num_prompt_tokens, "prompt")
             metrics.tokens.add(delta.num_cached_tokens, "cached")
-        self._last[index] = now
+        self._last[index] = when
         metrics.tokens.add(len(delta.tokens), "made")

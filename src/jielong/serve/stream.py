@@ -31,6 +31,19 @@ def event(data: object) -> bytes:
     return b"data: " + to_json(data) + b"\n\n"
 
 
+class Stencil:
+    """A chunk that comes again and again with another text: what stands around the text is written once."""
+
+    HOLE: ClassVar[str] = "\x00"  # nothing else in a chunk of ours is a control character
+
+    def __init__(self, chunk: bytes) -> None:
+        """chunk: has HOLE where the text will stand, once."""
+        self._before, self._after = chunk.split(to_json(self.HOLE))
+
+    def fill(self, text: str) -> bytes:
+        return self._before + to_json(text) + self._after
+
+
 def answer(data: object) -> Response:
     """A whole answer as JSON; for None, which is for a client that has left, nothing."""
     if data is None:
