@@ -27,9 +27,10 @@ def open_chat(tab: Any) -> None:
 
 
 def ask(tab: Any, text: str) -> None:
+    number = tab.locator(".message[data-id]").count()
     tab.get_by_role("textbox", name="Write a message").fill(text)
     tab.keyboard.press("Enter")
-    tab.locator(".message.assistant .acts").last.wait_for()
+    tab.locator(".message[data-id]").nth(number + 1).locator(".acts").wait_for()  # kept: the next may be asked
 
 
 def settings(tab: Any, **values: float) -> None:
