@@ -197,6 +197,8 @@ def test_a_role_and_a_full_context(tab: Any) -> None:
     for _ in range(4):
         ask(tab, "a question that takes some room in the context, and then some more of it, for it is long")
     tab.get_by_text("no longer sees what is above").wait_for()
+    tab.wait_for_timeout(200)
+    assert tab.get_by_text("no longer sees what is above").is_visible(), "it stays when the answer is there"
     assert "your own" in tab.locator(".as summary").inner_text()
 
 

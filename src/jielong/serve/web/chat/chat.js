@@ -25,6 +25,7 @@ class Chat {
     this.conversation = null; // {id, title, system}; null before the first message
     this.tree = new Tree();
     this.leaf = '';
+    this.sight = { parent: '', dropped: 0 }; // how many turns were left out for the answer to this message
     this.running = null; // AbortController of the answer that is being written
   }
 
@@ -121,8 +122,9 @@ class Chat {
     }
   }
 
-  draw(forgotten = 0) {
+  draw() {
     const path = this.tree.path(this.leaf);
+    const forgotten = path.some(({ id }) => id === this.sight.parent) ? this.sight.dropped : 0;
     this.welcome.hidden = path.length > 0;
     this.thread.host.hidden = !path.length;
     this.thread.show(path, this.tree, this.conversation?.system ?? '', forgotten);
@@ -229,7 +231,8 @@ class Chat {
       const messages = spoken(path.slice(unseen), this.conversation.system);
       const fit = await send('POST', '/api/fit', { messages, models: writers.map(({ id }) => id), max_tokens: sampling.max_tokens }, { signal: controller.signal });
       const dropped = unseen + fit.dropped;
-      if (dropped) this.draw(dropped);
+      this.sight = { parent, dropped };
+      if (dropped) this.draw();
       const kept = spoken(path.slice(dropped), this.conversation.system);
       if (twice) await this.replyTwice(parent, { messages: kept, sampling, models: writers }, controller);
       else await this.replyOnce(parent, kept, sampling, controller, begun, writers[0]);
