@@ -230,7 +230,7 @@ def test_names(lab: Lab, tmp_path: Path) -> None:
     none = (None, None)
     assert list(name_models([policy], [None])) == ["quick"] and list(name_models([bare], [None])) == ["bare"]
     assert name_models([policy, bare], none) == {"quick": policy, "bare": bare}
-    assert list(name_models([policy, base], none)) == ["quick-06-ppo", "quick-04-sft"], "two of one run"
+    assert list(name_models([policy, base], none)) == ["06-ppo", "04-sft"], "two of one run"
     assert list(name_models([policy, base], ["new", None])) == ["new", "quick"]
     assert list(name_models([bare, tmp_path / "else" / "bare"], none))[1] == "else-bare"
     with pytest.raises(UsageError, match="both models are called 'x'"):

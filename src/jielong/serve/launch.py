@@ -141,7 +141,7 @@ def check_kinds(folders: Sequence[Path]) -> None:
 def name_models(folders: Sequence[Path], given: Sequence[str | None]) -> dict[str, Path]:
     """What the models are called -> their folders. given: the names that somebody chose, None for the usual one.
 
-    Where the usual names of two would be the same, as those of two models of one run, each has its stage's, too.
+    Two whose usual names would be the same, as those of two models of one run, have their stages' names.
     Raises UsageError for a name that is no name, or the other one's, and for the same folder twice.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
@@ -151,7 +151,7 @@ def name_models(folders: Sequence[Path], given: Sequence[str | None]) -> dict[st
         )
     names = [model_name(folder) if name is None else name for folder, name in zip(folders, given, strict=True)]
     if len(set(names)) < len(names):
-        names = [_longer_name(folder) if name is None else name for folder, name in zip(folders, given, strict=True)]
+        names = [_closer_name(folder) if name is None else name for folder, name in zip(folders, given, strict=True)]
     for name in names:
         if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
             raise UsageError(f"the model's name is {name!r:.60}; legal are 1 to {LONGEST_NAME} visible characters")
@@ -166,10 +166,10 @@ def model_name(folder: Path) -> str:
     return folder.resolve().name if stage is None else stage.parent.name
 
 
-def _longer_name(folder: Path) -> str:
-    """RUN-06-ppo for RUN/06-ppo/model, else the folder's name behind that of the one it lies in."""
-    own = _stage(folder) or folder.resolve()
-    return f"{own.parent.name}-{own.name}"
+def _closer_name(folder: Path) -> str:
+    """06-ppo for RUN/06-ppo/model, else the folder's name behind that of the one it lies in."""
+    stage, path = _stage(folder), folder.resolve()
+    return f"{path.parent.name}-{path.name}" if stage is None else stage.name
 
 
 def _stage(folder: Path) -> Path | None:
