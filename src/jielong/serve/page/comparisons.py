@@ -65,7 +65,7 @@ def comparison_routes(service: Service, ballots: Ballots) -> list[Route]:
         return told
 
     async def count(request: Request) -> Response:
-        return answer({"votes": await run_in_threadpool(ballots.num_votes)})
+        return answer(await run_in_threadpool(ballots.counts))
 
     async def votes(request: Request) -> Response:
         try:

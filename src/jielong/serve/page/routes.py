@@ -21,7 +21,7 @@ from jielong.serve.page.history import History
 from jielong.serve.page.inside_routes import inside_routes
 from jielong.serve.page.lens import Lens
 from jielong.serve.page.run_routes import run_routes
-from jielong.serve.page.runs import Runs
+from jielong.serve.page.runs import Runs, votes_taken
 from jielong.serve.page.talk import talk_routes
 from jielong.serve.page.votes import Ballots, Weights
 from jielong.serve.personas import Persona
@@ -67,7 +67,8 @@ def page_routes(service: Service, places: Places, history: History) -> list[Rout
     """Everything under /api/."""
     folders = dict(zip((engine.name for engine in service.engines), places.folders, strict=True))
     lenses = {name: Lens(name, folder) for name, folder in folders.items()}
-    ballots = Ballots(history, places.votes, {name: Weights(folder) for name, folder in folders.items()})
+    weights = {name: Weights(folder) for name, folder in folders.items()}
+    ballots = Ballots(history, places.votes, weights, lambda: 0.0 if places.run is None else votes_taken(places.run))
     runs = Runs(places.run.parent, places.run.name) if places.run is not None else Runs(None)
 
     async def about(request: Request) -> Response:

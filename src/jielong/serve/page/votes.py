@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -68,11 +69,14 @@ def _stamps(folder: Path) -> list[tuple[str, int, int]]:
 
 @dataclass(frozen=True)
 class Ballots:
-    """Where comparisons are kept and votes are written. weights: of each model, by its name."""
+    """Where comparisons are kept and votes are written. weights: of each model, by its name. taken: when a reward model
+    last took votes to learn from, see `runs.votes_taken`.
+    """
 
     history: History
     votes: Path
     weights: Mapping[str, Weights]
+    taken: Callable[[], float]
 
     def sign(self, number: str) -> str:
         """The number of a comparison, with a signature that this history's secret alone can make."""
@@ -110,10 +114,20 @@ class Ballots:
             raise
         return [{"model": one.model, "sampling": dict(one.sampling)} for one in answers]
 
-    def num_votes(self) -> int:
-        """Lines of the file; 0 where there is none yet."""
+    def counts(self) -> dict[str, int]:
+        """{"votes": lines of the file, "waiting": those that came after a reward model last took any}."""
         try:
-            with self.votes.open("rb") as file:
-                return sum(1 for line in file if line.strip())
+            lines = [line for line in self.votes.read_bytes().splitlines() if line.strip()]
         except FileNotFoundError:
-            return 0
+            lines = []
+        taken = int(self.taken())  # a vote's time has whole seconds
+        waiting = len(lines) if taken == 0 else sum(_seconds(line) >= taken for line in lines)
+        return {"votes": len(lines), "waiting": waiting}
+
+
+def _seconds(line: bytes) -> float:
+    """When a vote was made; 0 for what is no vote."""
+    try:
+        return datetime.fromisoformat(json.loads(line)["time"]).timestamp()
+    except (ValueError, TypeError, KeyError):
+        return 0.0
