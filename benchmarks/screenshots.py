@@ -2,7 +2,8 @@
 
     python benchmarks/screenshots.py runs/quickstart [--out docs/page]
 
-`make screenshots` calls it. It needs Chromium and playwright; the run folder is copied, and left as it is.
+Comparisons are of two models, where the run has a stage `sft` before its last model. `make screenshots` calls it. It
+needs Chromium and playwright; the run folder is copied, and left as it is.
 """
 
 from __future__ import annotations
@@ -42,6 +43,13 @@ def compare(page: Any) -> None:
     page.locator(".composer textarea").fill("Tell a story about a pirate and a ring.")
     page.keyboard.press("Enter")
     page.locator(".ballot button").first.wait_for()
+    page.wait_for_timeout(300)
+
+
+def voted(page: Any) -> None:
+    compare(page)
+    page.locator(".ballot button").first.click()
+    page.locator(".ballot .primary").wait_for()
 
 
 def inside(page: Any) -> None:
@@ -76,11 +84,11 @@ def _ask(page: Any, text: str) -> None:
 
 
 SPIRAL = "/playground#d=spiral&f=0.1.2.3.4.5.6&u=8.6&l=entropy&n=0.05&s=0.8"
-SHOTS: tuple[tuple[str, str, Callable[[Any], None] | None, dict[str, Any]], ...] = (
+Shot = tuple[str, str, Callable[[Any], None] | None, dict[str, Any]]
+SHOTS: tuple[Shot, ...] = (
     ("chat", "/", chat, {}),
     ("chat-dark-zh", "/", chat, {"color_scheme": "dark", "locale": "zh-CN"}),
     ("chat-phone", "/", chat_phone, {"viewport": PHONE}),
-    ("compare", "/", compare, {}),
     ("inside", "/inside", inside, {}),
     ("inside-dark", "/inside", inside, {"color_scheme": "dark"}),
     ("inside-phone", "/inside", inside, {"viewport": PHONE}),
@@ -91,6 +99,11 @@ SHOTS: tuple[tuple[str, str, Callable[[Any], None] | None, dict[str, Any]], ...]
     ("playground-dark", SPIRAL, playground, {"color_scheme": "dark"}),
     ("playground-phone", SPIRAL, playground, {"viewport": PHONE}),
     ("neuron", "/playground#neuron", None, {}),
+)
+PAIR_SHOTS: tuple[Shot, ...] = (
+    ("compare", "/", compare, {}),
+    ("compare-dark", "/", voted, {"color_scheme": "dark"}),
+    ("compare-phone", "/", voted, {"viewport": PHONE}),
 )
 READY = {"/": ".composer", "/inside": ".lens td", "/training": ".strip", "/playground": ".segments"}
 WHOLE = ("inside",)  # shown from top to bottom
@@ -105,27 +118,33 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         run = copy_run(options.run, Path(folder))
-        with served(str(run), ()) as (address, _):
-            for name, path, act, settings in SHOTS:
-                if options.only and name not in options.only:
-                    continue
-                context = browser.new_context(
-                    base_url=address, **{"viewport": DESK, "locale": "en-GB", "color_scheme": "light", **settings}
-                )
-                page = context.new_page()
-                page.goto(path)
-                page.locator(READY[path.partition("#")[0]]).first.wait_for()
-                page.wait_for_timeout(700)
-                if act is not None:
-                    act(page)
-                page.wait_for_timeout(300)
-                if name in WHOLE:
-                    page.evaluate("scrollTo(0, 0)")
-                    page.wait_for_timeout(200)
-                picture = page.screenshot(full_page=name in WHOLE)
-                _keep(picture, options.out / f"{name}.png")
-                context.close()
-                print(options.out / f"{name}.png")
+        sft = next(iter(sorted(run.glob("[0-9][0-9]-sft"))), None)
+        for shots, beside in ((SHOTS, None), (PAIR_SHOTS, sft)):
+            wanted = [shot for shot in shots if not options.only or shot[0] in options.only]
+            if wanted:
+                with served(str(run), () if beside is None else ("--beside", str(beside))) as (address, _):
+                    for shot in wanted:
+                        take(browser, address, shot, options.out)
+
+
+def take(browser: Any, address: str, shot: Shot, out: Path) -> None:
+    """One picture, from a browser of its own."""
+    name, path, act, settings = shot
+    usual = {"viewport": DESK, "locale": "en-GB", "color_scheme": "light"}
+    context = browser.new_context(base_url=address, **{**usual, **settings})
+    page = context.new_page()
+    page.goto(path)
+    page.locator(READY[path.partition("#")[0]]).first.wait_for()
+    page.wait_for_timeout(700)
+    if act is not None:
+        act(page)
+    page.wait_for_timeout(300)
+    if name in WHOLE:
+        page.evaluate("scrollTo(0, 0)")
+        page.wait_for_timeout(200)
+    _keep(page.screenshot(full_page=name in WHOLE), out / f"{name}.png")
+    context.close()
+    print(out / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -26,10 +26,12 @@ from jielong.tokenizer.tokenizer import Tokenizer
 from ..generate.conftest import build_model as decoder
 
 CONTEXT = 160
-NAME = "tiny"
+NAME, OTHER = "tiny", "other"
+OTHER_CONTEXT = 64
 MAX_ROWS = 4
 
 TEXTS = ["你好,接龙! the cat sat on the mat 😀", "Who sat there? The cat, I think; it sat there all day."]
+OTHER_TEXTS = ["Where does the dog sleep? It sleeps under the table.", "小狗睡在桌子下面。", "a dog, a table, a bone"]
 
 
 @pytest.fixture(scope="session")
@@ -42,9 +44,9 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(TEXTS * 3, 290)
 
 
-def build_model(tokenizer: Tokenizer, seed: int = 0) -> Transformer:
+def build_model(tokenizer: Tokenizer, seed: int = 0, context: int = CONTEXT) -> Transformer:
     """That of tests/generate, which reads more."""
-    return decoder(tokenizer, seed, CONTEXT).eval()
+    return decoder(tokenizer, seed, context).eval()
 
 
 def build_translator(tokenizer: Tokenizer) -> Transformer:
@@ -116,7 +118,14 @@ class Lab:
         return self.service(lambda: Loaded(batcher, 1)), batcher
 
     def service(self, load: Callable[[], Loaded] | None = None) -> Service:
-        return make_service(load or self.load, NAME, self.settings, self.max_rows)
+        return make_service({NAME: load or self.load}, self.settings, self.max_rows)
+
+    def beside(
+        self, other: Lab, load: Callable[[], Loaded] | None = None, load_other: Callable[[], Loaded] | None = None
+    ) -> Service:
+        """A service of two models: this one and, as OTHER, another one."""
+        loads = {NAME: load or self.load, OTHER: load_other or other.load}
+        return make_service(loads, self.settings, self.max_rows)
 
     @asynccontextmanager
     async def client(self, service: Service | None = None, wait: bool = True) -> AsyncIterator[httpx2.AsyncClient]:
@@ -125,7 +134,8 @@ class Lab:
         app = build_app(service)
         async with app.router.lifespan_context(app):
             if wait:
-                await service.engine.loaded()
+                for engine in service.engines:
+                    await engine.loaded()
             transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
             async with httpx2.AsyncClient(transport=transport, base_url="http://localhost:8000") as client:
                 yield client
@@ -134,6 +144,13 @@ class Lab:
 @pytest.fixture(scope="session")
 def lab(model: Transformer, tokenizer: Tokenizer) -> Lab:
     return Lab(model, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def other() -> Lab:
+    """Another tiny decoder: other weights, other words, a shorter context."""
+    tokenizer = Tokenizer.train(OTHER_TEXTS * 3, 300)
+    return Lab(build_model(tokenizer, 1, OTHER_CONTEXT), tokenizer)
 
 
 @pytest.fixture(scope="session")

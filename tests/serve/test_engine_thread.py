@@ -212,7 +212,7 @@ async def test_leaving_frees_the_row_within_a_step(lab: Lab, stream: bool, num_s
         await until(lambda: service.engine.num_open == 0)
         assert batcher.num_running + batcher.num_waiting == 0 and batcher.num_steps <= num_steps + 1
         assert service.metrics.disconnected.values[()] == 1
-        assert service.metrics.finished.values[("cancelled",)] == 2
+        assert service.engine.metrics.finished.values[("cancelled",)] == 2
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -34,17 +34,20 @@ def read(text: str) -> dict[str, float]:
 
 
 def test_text_form() -> None:
-    metrics = Metrics()
+    metrics = Metrics(["tiny", "other"])
     metrics.requests.add(2, 'a"b\\c\nd', "200")
-    metrics.first_token.observe(0.003)
-    metrics.first_token.observe(99)
-    found = read(metrics.render({"rows": 3.5}))
+    metrics.of["tiny"].first_token.observe(0.003)
+    metrics.of["tiny"].first_token.observe(99)
+    found = read(metrics.render({"tiny": {"rows": 3.5, "steps": 7}, "other": {"rows": 1}}))
     assert found['jielong_http_requests_total{path="a\\"b\\\\c\\nd",status="200"}'] == 2
-    assert found["jielong_engine_rows"] == 3.5
-    buckets = [value for name, value in found.items() if name.startswith("jielong_first_token_seconds_bucket")]
+    assert found['jielong_engine_rows{model="tiny"}'] == 3.5 and found['jielong_engine_rows{model="other"}'] == 1
+    assert [name for name in found if "engine_steps" in name] == ['jielong_engine_steps{model="tiny"}']
+    first = 'jielong_first_token_seconds_bucket{model="tiny"'
+    buckets = [value for name, value in found.items() if name.startswith(first)]
     assert buckets == sorted(buckets) and buckets[0] == 0 and buckets[-1] == 2
-    assert found["jielong_first_token_seconds_sum"] == pytest.approx(99.003)
-    assert found["jielong_first_token_seconds_count"] == 2
+    assert found['jielong_first_token_seconds_sum{model="tiny"}'] == pytest.approx(99.003)
+    assert found['jielong_first_token_seconds_count{model="tiny"}'] == 2
+    assert found['jielong_first_token_seconds_count{model="other"}'] == 0
 
 
 def test_a_bound_belongs_to_its_bucket() -> None:
@@ -55,7 +58,7 @@ def test_a_bound_belongs_to_its_bucket() -> None:
     gauge = Counter("g", "text", kind="gauge")
     gauge.set(5)
     gauge.set(3)
-    assert gauge.lines()[-1] == "g 3"
+    assert gauge.samples() == ["g 3"]
 
 
 @pytest.mark.anyio
@@ -74,14 +77,19 @@ async def test_counts_of_a_server(lab: Lab) -> None:
     def grown(name: str) -> float:
         return after[name] - before.get(name, 0)
 
+    def own(name: str, more: str = "") -> float:
+        """What is counted of the model by itself."""
+        return grown(f'{name}{{model="tiny"{more}}}')
+
     assert grown('jielong_http_requests_total{path="/v1/completions",status="200"}') == 2
     assert grown('jielong_http_requests_total{path="/v1/completions",status="400"}') == 1
-    assert grown('jielong_tokens_total{kind="made"}') == 20 == grown("jielong_engine_new_tokens")
-    assert grown('jielong_tokens_total{kind="prompt"}') == 160 == grown("jielong_engine_prompt_tokens")
-    assert grown('jielong_tokens_total{kind="cached"}') == grown("jielong_engine_cached_tokens") > 0
-    assert grown('jielong_sequences_total{reason="length"}') == 4
-    assert grown("jielong_first_token_seconds_count") == 4 and grown("jielong_between_tokens_seconds_count") == 16
-    assert after["jielong_sequences_open"] == 0
+    assert own("jielong_tokens_total", ',kind="made"') == 20 == own("jielong_engine_new_tokens")
+    assert own("jielong_tokens_total", ',kind="prompt"') == 160 == own("jielong_engine_prompt_tokens")
+    assert own("jielong_tokens_total", ',kind="cached"') == own("jielong_engine_cached_tokens") > 0
+    assert own("jielong_sequences_total", ',reason="length"') == 4
+    assert own("jielong_first_token_seconds_count") == 4
+    assert own("jielong_between_tokens_seconds_count") == 16
+    assert after['jielong_sequences_open{model="tiny"}'] == 0
 
 
 @pytest.mark.anyio

@@ -149,7 +149,7 @@ async def test_what_else_there_is(client: httpx2.AsyncClient, translating: Lab) 
         mean = translating.model.encode(torch.tensor([ids]))[0].mean(dim=0)
     assert vector == pytest.approx((mean / mean.norm()).tolist(), abs=1e-5), "what /tokenize tells is what is read"
     assert (await client.get("/v1/models")).json()["data"][0]["id"] == NAME
-    assert "jielong_engine_running 0" in (await client.get("/metrics")).text
+    assert 'jielong_engine_running{model="tiny"} 0' in (await client.get("/metrics")).text
 
 
 def test_a_folder_is_served_by_its_kind(lab: Lab, translating: Lab, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 EXAMPLES = (
     "Examples:  jielong serve runs/quickstart  ·  jielong serve runs/quickstart --port 9000 --max-rows 32  ·  "
+    "jielong serve runs/quickstart --beside runs/quickstart/04-sft  ·  "
     "jielong serve runs/quickstart --system recipes/personas/terminal.toml  ·  "
     "jielong serve my-model --host 0.0.0.0 --api-key-file keys.txt"
 )
@@ -17,9 +18,14 @@ EXAMPLES = (
 
 def serve(
     model: Annotated[str, typer.Argument(metavar="MODEL|RUN", help="A model folder, or a run folder: its last model.")],
+    beside: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL|RUN", help="A second model: Compare lets people choose between the two, blindly."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Where to listen; 127.0.0.1 is this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
     name: Annotated[str | None, typer.Option(help="The model's name for clients; its folder's when left out.")] = None,
+    beside_name: Annotated[str | None, typer.Option(help="The same for the second one.")] = None,
     api_key: Annotated[
         list[str] | None, typer.Option(metavar="KEY", help="Who sends it may ask. Repeatable; others can see it in ps.")
     ] = None,
@@ -53,13 +59,16 @@ def serve(
     ] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts and answers into the log.")] = False,
 ) -> None:
-    """Serve a model: a web page and the API of OpenAI, on this machine only unless told otherwise.
+    """Serve a model, or two: a web page and the API of OpenAI, on this machine only unless told otherwise.
+
+    With --beside both answer by their names, each with an engine, --max-rows, --max-queue and --cache-mb of its own.
 
     The first Ctrl-C or SIGTERM finishes what runs and stops; a second Ctrl-C stops at once. docs/serving.md has the
     endpoints, what is promised, and the limits.
     """
     from jielong.cli.models import find_model
-    from jielong.serve.launch import EngineOptions, serve_folder
+    from jielong.errors import UsageError
+    from jielong.serve.launch import EngineOptions, name_models, serve_folders
     from jielong.serve.personas import load_persona
     from jielong.serve.settings import Limits, ServeSettings, read_keys
 
@@ -76,14 +85,18 @@ def serve(
         drain_seconds=drain_seconds,
         limits=Limits(queue=max_queue),
     )
-    found = find_model(model)
-    if found.note:
-        say.print(found.note, style="dim", markup=False, soft_wrap=True)
+    if beside is None and beside_name is not None:
+        raise UsageError("--beside-name is the name of the model that --beside serves, and there is no --beside")
+    found = [find_model(one) for one in (model, beside) if one is not None]
+    for one in found:
+        if one.note:
+            say.print(one.note, style="dim", markup=False, soft_wrap=True)
+    models = name_models([one.folder for one in found], [name, beside_name][: len(found)])
     options = EngineOptions(max_rows, cache_mb << 20, prefill_tokens, weights, device, threads)
 
-    def tell(url: str, model_name: str) -> None:
-        say.print(f"serving {model_name} at {url} (Ctrl-C stops)", markup=False, soft_wrap=True)
+    def tell(url: str) -> None:
+        say.print(f"serving {' and '.join(models)} at {url} (Ctrl-C stops)", markup=False, soft_wrap=True)
         if not settings.is_loopback and not settings.api_keys:
             say.print("anybody who reaches this address can use the model", style="yellow", markup=False)
 
-    serve_folder(found.folder, name, settings, options, tell, keep)
+    serve_folders(models, settings, options, tell, keep)

@@ -22,7 +22,7 @@ from jielong.serve.service import Service
 
 
 def build_app(service: Service, more_routes: Sequence[Route] = (), pages: Pages | None = None) -> Starlette:
-    """The ASGI application of a service. Its lifespan starts the engine's thread and stops it.
+    """The ASGI application of a service. Its lifespan starts the engines and stops them.
 
     more_routes: what stands beside the API, such as the page's own /api/ routes; behind the same gate. pages: the page.
     """
@@ -47,11 +47,11 @@ def build_app(service: Service, more_routes: Sequence[Route] = (), pages: Pages 
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        service.engine.start()
+        service.start()
         try:
             yield
         finally:
-            service.engine.stop()
+            service.stop()
 
     app = Starlette(
         routes=routes,

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jielong.serve.engine_thread import Loaded
+from jielong.serve.engine_thread import EngineThread, Loaded
 from jielong.serve.errors import bad_request
 from jielong.serve.forms import Forms
 from jielong.serve.guard import guard_of
@@ -28,12 +28,13 @@ class Chat:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._forms = Forms()
+        self._forms = {engine.name: Forms() for engine in service.engines}
 
     async def post(self, request: Request) -> Response:
         service, persona = self._service, self._service.settings.persona
         body = await read(request, ChatBody, service.settings.limits)
-        loaded = service.model(body.model)
+        engine = service.engine_of(body.model)
+        loaded = engine.ready()
         _check(body, loaded, guarded=persona is not None and bool(persona.guard))
         num_sequences(body, 1, service.settings.limits.sequences)
         ids = await conversation_ids(body.messages, persona, loaded)
@@ -42,11 +43,11 @@ class Chat:
         if most is None:
             most = loaded.context if persona is None or persona.max_tokens is None else persona.max_tokens
         wanted = Wanted(most, partition(request), logprobs=(body.top_logprobs or 0) if body.logprobs else None)
-        constraints = await self._forms.constraints(body, loaded)
+        constraints = await self._forms[engine.name].constraints(body, loaded)
         asked = engine_requests(body, [ids], wanted, loaded, persona)
         asked = [replace(one, constraint=form) for one, form in zip(asked, constraints, strict=True)]
-        job = service.engine.submit(asked)
-        call = _Call(service, body, loaded, job)
+        job = engine.submit(asked)
+        call = _Call(service, body, engine, job)
         if body.stream:
             return EventStream(call.events(), job.cancel, service.metrics)
         whole = await unless_gone(request, call.answer(), job.cancel, service.metrics)
@@ -64,14 +65,15 @@ def _check(body: ChatBody, loaded: Loaded, guarded: bool) -> None:
 class _Call:
     """One request while it is answered."""
 
-    def __init__(self, service: Service, body: ChatBody, loaded: Loaded, job: Job) -> None:
-        self._service, self._body, self._job, self._tokenizer = service, body, job, loaded.tokenizer
+    def __init__(self, service: Service, body: ChatBody, engine: EngineThread, job: Job) -> None:
+        self._service, self._body, self._job, self._model = service, body, job, engine.name
+        self._tokenizer = engine.ready().tokenizer
         persona, held = service.settings.persona, body.logprobs is True
         self._replies = Replies(
-            service, job, [Reply(loaded.tokenizer, one, guard_of(persona), holds_odds=held) for one in job.requests]
+            service, job, [Reply(self._tokenizer, one, guard_of(persona), holds_odds=held) for one in job.requests]
         )
         self._id = new_id("chatcmpl")
-        self._envelope = Envelope("chat.completion.chunk", self._id, service.model_name)
+        self._envelope = Envelope("chat.completion.chunk", self._id, self._model)
         self._stencils: dict[int, Stencil] = {}
 
     async def answer(self) -> dict[str, Any]:
@@ -83,7 +85,7 @@ class _Call:
             choice = {"index": index, "message": message, "finish_reason": reply.finish_reason}
             choices.append({**choice, "logprobs": self._odds(told[index]), **self._ids(reply.tokens)})
         self._log()
-        whole = Envelope("chat.completion", self._id, self._service.model_name).wrap(choices)
+        whole = Envelope("chat.completion", self._id, self._model).wrap(choices)
         whole["usage"] = self._replies.usage(len(choices))
         if self._body.return_token_ids:
             whole["prompt_token_ids"] = list(self._job.requests[0].prompt)

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jielong.serve.engine_thread import Loaded
+from jielong.serve.engine_thread import EngineThread
 from jielong.serve.errors import ApiError, bad_request
 from jielong.serve.intake import read
 from jielong.serve.jobs import Job
@@ -31,7 +31,8 @@ class Completions:
     async def post(self, request: Request) -> Response:
         service = self._service
         body = await read(request, CompletionBody, service.settings.limits)
-        loaded = service.model(body.model)
+        engine = service.engine_of(body.model)
+        loaded = engine.ready()
         if service.settings.persona is not None:
             message = "this server plays a role and answers in chats only; a raw completion would leave the role"
             raise ApiError(403, message, code="persona_served")
@@ -44,8 +45,8 @@ class Completions:
         check_room(rows, loaded, min(most, 1), "prompt")
         scored = body.logprobs if body.echo else None
         wanted = Wanted(most, partition(request), body.logprobs, scored, continues_text=True)
-        job = service.engine.submit(engine_requests(body, rows, wanted, loaded))
-        call = _Call(service, body, loaded, job)
+        job = engine.submit(engine_requests(body, rows, wanted, loaded))
+        call = _Call(service, body, engine, job)
         if body.stream:
             return EventStream(call.events(), job.cancel, service.metrics)
         return answer(await unless_gone(request, call.answer(), job.cancel, service.metrics))
@@ -58,11 +59,11 @@ def _num_prompts(prompt: Prompts) -> int:
 class _Call:
     """One request while it is answered. Choice k of prompt p has the index p * n + k."""
 
-    def __init__(self, service: Service, body: CompletionBody, loaded: Loaded, job: Job) -> None:
-        self._service, self._body, self._job, self._tokenizer = service, body, job, loaded.tokenizer
+    def __init__(self, service: Service, body: CompletionBody, engine: EngineThread, job: Job) -> None:
+        self._service, self._body, self._job, self._tokenizer = service, body, job, engine.ready().tokenizer
         self._num_choices = body.n or 1
-        self._replies = Replies(service, job, [Reply(loaded.tokenizer, one) for one in job.requests])
-        self._envelope = Envelope("text_completion", new_id("cmpl"), service.model_name)
+        self._replies = Replies(service, job, [Reply(self._tokenizer, one) for one in job.requests])
+        self._envelope = Envelope("text_completion", new_id("cmpl"), engine.name)
         self._stencils: dict[int, Stencil] = {}
         self._echoed = [self._prompt(index) if body.echo else "" for index in range(len(job.requests))]
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime
-from jielong.serve.engine_thread import Loaded
+from jielong.serve.engine_thread import EngineThread
 from jielong.serve.errors import ApiError, bad_request
 from jielong.serve.intake import read
 from jielong.serve.prompts import check_room, prompt_rows
@@ -48,7 +48,8 @@ class Embeddings:
     async def post(self, request: Request) -> Response:
         service = self._service
         body = await read(request, EmbeddingBody, service.settings.limits)
-        loaded = service.model(body.model)
+        engine = service.engine_of(body.model)
+        loaded = engine.ready()
         width = loaded.config.width
         if body.dimensions is not None and body.dimensions != width:
             raise bad_request(f"dimensions is {body.dimensions}: this model's embeddings have {width}", "dimensions")
@@ -57,9 +58,9 @@ class Embeddings:
             raise bad_request(f"{len(rows)} texts; {service.settings.limits.sequences} are legal", "input")
         check_room(rows, loaded, 0, "input")
         _check_ids(rows, loaded.tokenizer.vocab_size)
-        if service.engine.state != "ready":
+        if engine.state != "ready":
             raise ApiError(503, "the server is about to stop", code="draining", headers={"retry-after": "5"})
-        vectors = await unless_gone(request, self._all(rows, loaded), lambda: None, service.metrics)
+        vectors = await unless_gone(request, _all(rows, engine), lambda: None, service.metrics)
         if vectors is None:
             return answer(None)
         data = [
@@ -68,13 +69,14 @@ class Embeddings:
         ]
         num_tokens = sum(map(len, rows))
         usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
-        service.metrics.tokens.add(num_tokens, "prompt")
-        return answer({"object": "list", "data": data, "model": service.model_name, "usage": usage})
+        engine.metrics.tokens.add(num_tokens, "prompt")
+        return answer({"object": "list", "data": data, "model": engine.name, "usage": usage})
 
-    async def _all(self, rows: Sequence[Sequence[int]], loaded: Loaded) -> list[list[float]]:
-        """One text at a time, so that those who are being answered need not wait for all of them."""
-        model, runtime = loaded.batcher.model, loaded.batcher.runtime
-        return [await self._service.engine.call(partial(embed, model, runtime, row)) for row in rows]
+
+async def _all(rows: Sequence[Sequence[int]], engine: EngineThread) -> list[list[float]]:
+    """One text at a time, so that those who are being answered need not wait for all of them."""
+    batcher = engine.ready().batcher
+    return [await engine.call(partial(embed, batcher.model, batcher.runtime, row)) for row in rows]
 
 
 def _check_ids(rows: Sequence[Sequence[int]], vocab_size: int) -> None:

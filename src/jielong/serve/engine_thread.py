@@ -22,7 +22,7 @@ from jielong.generate.translating import TranslationBatcher
 from jielong.model.config import ModelConfig
 from jielong.serve.errors import ApiError, bad_request, unavailable
 from jielong.serve.jobs import Job
-from jielong.serve.metrics import Metrics
+from jielong.serve.metrics import ModelMetrics
 from jielong.serve.outbox import Outbox
 from jielong.tokenizer.tokenizer import Tokenizer
 
@@ -69,11 +69,13 @@ class EngineThread:
     """Loads the model, then makes tokens. state: "loading", "ready", "draining", "dead" or "stopped".
 
     load: runs on the engine's thread, where the model stays. most_open: most sequences that run or wait together.
-    on_death: called on the loop with what made loading or a step fail; error keeps it.
+    metrics: counts what it does, under the model's name. on_death: called on the loop with what made loading or a step
+    fail; error keeps it.
     """
 
-    def __init__(self, load: Callable[[], Loaded], most_open: int, metrics: Metrics) -> None:
+    def __init__(self, load: Callable[[], Loaded], most_open: int, metrics: ModelMetrics) -> None:
         self.state, self.metrics, self.most_open = "loading", metrics, most_open
+        self.name = metrics.model  # what clients call the model
         self.num_open = 0
         self.error: BaseException | None = None
         self.idle = asyncio.Event()  # set while nothing runs or waits
@@ -113,11 +115,10 @@ class EngineThread:
     def ready(self) -> Loaded:
         """The model, now. Raises ApiError 503 while it is loading, and after the engine has failed or stopped."""
         if self._loaded is None and self.state == "loading":
-            raise unavailable("the model is still being loaded", "loading")
+            raise unavailable(f"the model {self.name!r} is still being loaded", "loading")
         if self._loaded is None or self.state in ("dead", "stopped"):
-            raise unavailable(
-                "the engine has failed and must be started anew; the server's log says why", "engine_dead"
-            )
+            text = f"the engine of {self.name!r} has failed and must be started anew; the server's log says why"
+            raise unavailable(text, "engine_dead")
         return self._loaded
 
     def submit(self, requests: Sequence[Request]) -> Job:

@@ -30,7 +30,7 @@ class _Form:
 
 
 class Forms:
-    """The forms of one server, those used last kept."""
+    """The forms of one model, whose tokens they are about; those used last are kept."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, _Form] = OrderedDict()

@@ -9,13 +9,13 @@ from typing import Protocol
 
 from jielong.generate.requests import Delta, Request
 from jielong.serve.errors import ApiError
-from jielong.serve.metrics import Metrics
+from jielong.serve.metrics import ModelMetrics
 
 
 class Owner(Protocol):
     """What a job needs of the engine's thread."""
 
-    metrics: Metrics
+    metrics: ModelMetrics
 
     def cancel(self, job: Job, index: int | None) -> None: ...
 
@@ -98,3 +98,48 @@ class Job:
             metrics.tokens.add(delta.num_cached_tokens, "cached")
         self._last[index] = when
         metrics.tokens.add(len(delta.tokens), "made")
+
+
+class Joined:
+    """Jobs of one sequence each, perhaps of several engines, told of as one job: sequence k is that of the k-th."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.requests = tuple(job.requests[0] for job in jobs)
+        self._jobs = tuple(jobs)
+        self._running = set(range(len(jobs)))
+        self._asked: dict[asyncio.Task[list[tuple[int, Delta]]], int] = {}
+
+    async def next(self) -> list[tuple[int, Delta]]:
+        """As `Job.next`, of whichever job has come further. Raises ApiError when any engine has failed."""
+        while self._running:
+            for number in self._running - set(self._asked.values()):
+                task = asyncio.ensure_future(self._jobs[number].next())
+                task.add_done_callback(_fetched)
+                self._asked[task] = number
+            done, _ = await asyncio.wait(self._asked, return_when=asyncio.FIRST_COMPLETED)
+            told: list[tuple[int, Delta]] = []
+            for task in done:
+                number = self._asked.pop(task)
+                made = task.result()
+                told += [(number, delta) for _, delta in made]
+                if not made:
+                    self._running.discard(number)
+            if told:
+                return told
+        return []
+
+    def cancel(self, index: int | None = None) -> None:
+        """As `Job.cancel`."""
+        for number, job in enumerate(self._jobs):
+            if index is None or number == index:
+                job.cancel()
+        if index is None:  # nobody asks any more
+            for task in self._asked:
+                task.cancel()
+            self._running.clear()
+
+
+def _fetched(task: asyncio.Task[list[tuple[int, Delta]]]) -> None:
+    """What a job failed with is looked at, so that nobody is warned where two fail and one is told of."""
+    if not task.cancelled():
+        task.exception()

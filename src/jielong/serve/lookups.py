@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -11,6 +13,7 @@ from starlette.responses import Response
 from jielong import __version__
 from jielong.errors import UsageError
 from jielong.serve import metrics, openapi
+from jielong.serve.engine_thread import EngineThread
 from jielong.serve.errors import ApiError, bad_request, unavailable
 from jielong.serve.intake import read
 from jielong.serve.prompts import conversation_ids
@@ -27,21 +30,14 @@ class Lookups:
         self._service = service
 
     async def models(self, request: Request) -> Response:
-        return answer({"object": "list", "data": [self._described()]})
+        return answer({"object": "list", "data": [_described(engine) for engine in self._service.living()]})
 
     async def model(self, request: Request) -> Response:
-        self._service.model(request.path_params["model_id"], param=None)
-        return answer(self._described())
-
-    def _described(self) -> dict[str, Any]:
-        loaded = self._service.engine.ready()
-        name = self._service.model_name
-        described = {"id": name, "object": "model", "created": loaded.created, "owned_by": "jielong"}
-        return {**described, "max_model_len": loaded.context}
+        return answer(_described(self._service.engine_of(request.path_params["model_id"], param=None)))
 
     async def tokenize(self, request: Request) -> Response:
         body = await read(request, TokenizeBody, self._service.settings.limits)
-        loaded = self._service.model(body.model)
+        loaded = self._service.engine_of(body.model).ready()
         tokenizer = loaded.tokenizer
         if body.messages is not None:
             reply = body.add_generation_prompt is not False
@@ -57,7 +53,7 @@ class Lookups:
 
     async def detokenize(self, request: Request) -> Response:
         body = await read(request, DetokenizeBody, self._service.settings.limits)
-        loaded = self._service.model(body.model)
+        loaded = self._service.engine_of(body.model).ready()
         try:
             text = await beside_the_loop(len(body.tokens), partial(loaded.tokenizer.decode, body.tokens))
         except UsageError as error:
@@ -65,8 +61,8 @@ class Lookups:
         return answer({"prompt": text})
 
     async def tokenizer_info(self, request: Request) -> Response:
-        """What `lm-eval` needs to tokenise by this server instead of a Hugging Face tokenizer of its own."""
-        loaded = self._service.engine.ready()
+        """What `lm-eval` needs to tokenise by this server and not by itself. The model's name is in the address."""
+        loaded = self._service.engine_of(request.query_params.get("model")).ready()
         tokenizer = loaded.tokenizer
 
         def name(token: int | None) -> str | None:
@@ -77,21 +73,35 @@ class Lookups:
         return answer({**told, "vocab_size": tokenizer.vocab_size, "max_model_len": loaded.context})
 
     async def health(self, request: Request) -> Response:
-        """200 when a request would be taken, else 503."""
-        self._service.engine.ready()
-        if self._service.engine.state == "draining":
-            raise unavailable("the server is about to stop", "draining")
+        """200 when a request to any model would be taken, else 503."""
+        for engine in self._service.engines:
+            engine.ready()
+            if engine.state == "draining":
+                raise unavailable("the server is about to stop", "draining")
         return answer({"status": "ok"})
 
     async def version(self, request: Request) -> Response:
         return answer({"version": __version__})
 
     async def metrics(self, request: Request) -> Response:
-        try:
-            engine = await self._service.engine.call(self._service.engine.ready().batcher.stats)
-        except ApiError:
-            engine = {}  # loading, or dead: the rest can still be told
-        return Response(self._service.metrics.render(engine), media_type=metrics.CONTENT_TYPE)
+        engines = self._service.engines
+        counts = await asyncio.gather(*map(_counts, engines))
+        told = dict(zip((engine.name for engine in engines), counts, strict=True))
+        return Response(self._service.metrics.render(told), media_type=metrics.CONTENT_TYPE)
 
     async def openapi(self, request: Request) -> Response:
         return answer(openapi.document(__version__))
+
+
+def _described(engine: EngineThread) -> dict[str, Any]:
+    loaded = engine.ready()
+    described = {"id": engine.name, "object": "model", "created": loaded.created, "owned_by": "jielong"}
+    return {**described, "max_model_len": loaded.context}
+
+
+async def _counts(engine: EngineThread) -> Mapping[str, float]:
+    """What an engine counts; nothing while it loads, or when it is dead: the rest can still be told."""
+    try:
+        return await engine.call(engine.ready().batcher.stats)
+    except ApiError:
+        return {}

@@ -77,15 +77,14 @@ def document(version: str) -> dict[str, Any]:
         if request is not None:
             body = {"application/json": {"schema": references[(request, "validation")]}}
             described["requestBody"] = {"required": True, "content": body}
-        if "{model_id}" in path:
-            name = {"name": "model_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-            described["parameters"] = [name]
+        if _parameters(path):
+            described["parameters"] = _parameters(path)
         if path == "/health":
             described["security"] = []
         paths[path] = {method: described}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "jielong", "version": version, "description": "The API of OpenAI, for one local model."},
+        "info": {"title": "jielong", "version": version, "description": "The API of OpenAI, for local models."},
         "paths": paths,
         "components": {
             "schemas": definitions["$defs"],
@@ -95,7 +94,17 @@ def document(version: str) -> dict[str, Any]:
     }
 
 
+def _parameters(path: str) -> list[dict[str, Any]]:
+    """What stands in the address."""
+    if "{model_id}" in path:
+        return [{"name": "model_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}]
+    if path == "/tokenizer_info":
+        return [{"name": "model", "in": "query", "required": False, "schema": {"type": "string", "maxLength": 1000}}]
+    return []
+
+
 def _errors(has_body: bool, path: str) -> dict[str, Any]:
-    statuses = _POSTED if has_body else (*_ALWAYS, "404") if "{" in path else _ALWAYS
+    names_one = "{" in path or path == "/tokenizer_info"
+    statuses = _POSTED if has_body else (*_ALWAYS, "404") if names_one else _ALWAYS
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}}
     return {status: {"description": _STATUSES[status], "content": content} for status in sorted(statuses)}

@@ -12,7 +12,7 @@ from jielong import __version__
 from jielong.generate.requests import Delta, Request
 from jielong.serve.errors import ApiError
 from jielong.serve.guard import OutputGuard
-from jielong.serve.jobs import Job
+from jielong.serve.jobs import Job, Joined
 from jielong.serve.service import Service, log_event
 from jielong.serve.spelling import TokenTrack, Told
 from jielong.serve.stream import event, to_json
@@ -129,7 +129,7 @@ class Piece:
 class Replies:
     """The sequences of one HTTP request, as they are made."""
 
-    def __init__(self, service: Service, job: Job, replies: Sequence[Reply]) -> None:
+    def __init__(self, service: Service, job: Job | Joined, replies: Sequence[Reply]) -> None:
         self.each = list(replies)
         self._service, self._job = service, job
 

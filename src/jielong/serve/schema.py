@@ -45,7 +45,7 @@ class SamplingBody(Body):
     """What completions and chats have in common. null is as good as left out."""
 
     model: Annotated[str, Field(max_length=1000)] | None = Field(
-        None, description="One of /v1/models; may be left out."
+        None, description="One of /v1/models; the first of them when left out."
     )
     n: Annotated[int, Field(ge=1, le=128)] | None = Field(None, description="Answers to each prompt; 1.")
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="0: the likeliest token; 1.")

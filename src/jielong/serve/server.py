@@ -9,14 +9,15 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from jielong.errors import UsageError
+from jielong.serve.engine_thread import EngineThread
 from jielong.serve.errors import bad_request
 from jielong.serve.service import Service, log_event
 from jielong.serve.settings import ServeSettings
@@ -119,11 +120,11 @@ class Server(uvicorn.Server):
             self._stopping = asyncio.ensure_future(self._drain())
 
     async def _drain(self) -> None:
-        engine, seconds = self._service.engine, self._service.settings.drain_seconds
-        log_event("draining", {"sequences": engine.num_open, "seconds": seconds})
-        if not await engine.drain(seconds):
-            log_event("drain_timeout", {"sequences": engine.num_open})
-            engine.halt()
+        service, seconds = self._service, self._service.settings.drain_seconds
+        log_event("draining", {"sequences": service.num_open, "seconds": seconds})
+        if not await service.drain(seconds):
+            log_event("drain_timeout", {"sequences": service.num_open})
+            service.halt()
         self.should_exit = True
 
 
@@ -145,23 +146,26 @@ def listen(settings: ServeSettings) -> socket.socket:
 
 
 def serve_until_stopped(app: ASGIApp, service: Service, taken: socket.socket) -> None:
-    """Serve until a signal. Raises what made loading the model fail."""
+    """Serve until a signal. Raises what made loading a model fail."""
     server = Server(app, service)
-    service.engine.on_death = server_ends(server, service)
+    for engine in service.engines:
+        engine.on_death = server_ends(server, engine)
     host, port, *_ = taken.getsockname()
-    log_event("listening", {"host": host, "port": port, "model": service.model_name})
+    log_event("listening", {"host": host, "port": port, "models": [engine.name for engine in service.engines]})
     server.run(sockets=[taken])
-    if service.engine.error is not None and not service.engine.was_ready:
-        raise service.engine.error
+    for engine in service.engines:
+        if engine.error is not None and not engine.was_ready:
+            raise engine.error
 
 
-def server_ends(server: Server, service: Service) -> Any:
-    """What happens when the engine dies: a model that cannot be loaded ends the server; a later failure is logged, and
+def server_ends(server: Server, engine: EngineThread) -> Callable[[BaseException], None]:
+    """What happens when an engine dies: a model that cannot be loaded ends the server; a later failure is logged, and
     /health tells it, so that whoever watches can start the server anew."""
 
     def on_death(error: BaseException) -> None:
-        log_event("engine_died", {"error": f"{type(error).__name__}: {error}", "loaded": service.engine.was_ready})
-        if not service.engine.was_ready:
+        what = f"{type(error).__name__}: {error}"
+        log_event("engine_died", {"model": engine.name, "error": what, "loaded": engine.was_ready})
+        if not engine.was_ready:
             server.should_exit = True
 
     return on_death

@@ -71,13 +71,18 @@ def write_run(folder: Path, steps: int = 30) -> None:
 
 
 @contextmanager
-def serving(lab: Lab, folder: Path, port: int = 0, keys: tuple[str, ...] = ()) -> Iterator[Site]:
-    """A server over the tiny model that keeps its things in `folder`, which must hold a run."""
-    model = folder / "03-ppo" / "model"
-    save(lab.model, lab.tokenizer, model)
-    places = Places(model, folder, folder / "chat.sqlite", folder / "votes.jsonl")
+def serving(
+    lab: Lab, folder: Path, port: int = 0, keys: tuple[str, ...] = (), beside: Lab | None = None
+) -> Iterator[Site]:
+    """A server over the tiny model that keeps its things in `folder`, which must hold a run. beside: a second model."""
+    labs = [lab] if beside is None else [lab, beside]
+    folders = tuple(folder / stage / "model" for stage, _ in zip(("03-ppo", "02-sft"), labs, strict=False))
+    for one, place in zip(labs, folders, strict=True):
+        save(one.model, one.tokenizer, place)
+    places = Places(folders, folder, folder / "chat.sqlite", folder / "votes.jsonl")
     history = History(places.history)
-    service = Lab(lab.model, lab.tokenizer, ServeSettings(port=port, api_keys=keys)).service()
+    own = Lab(lab.model, lab.tokenizer, ServeSettings(port=port, api_keys=keys))
+    service = own.service() if beside is None else own.beside(beside)
     taken = listen(service.settings)
     server = Server(build_app(service, page_routes(service, places, history)), service)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from jielong.serve.page.runs import MOST_LINES, Runs, metrics_since
+from jielong.serve.page.history import History
+from jielong.serve.page.runs import MOST_LINES, Runs, metrics_since, votes_taken
+from jielong.serve.page.votes import Ballots
 
 from .conftest import write_run
 
@@ -37,8 +41,6 @@ def test_stages_and_their_states(tmp_path: Path) -> None:
 
 
 def test_a_stage_that_has_long_been_quiet_is_stopped(tmp_path: Path) -> None:
-    import os
-
     write_run(tmp_path / "one")
     old = time.time() - 3600
     for path in (tmp_path / "one" / "03-ppo").iterdir():
@@ -116,6 +118,23 @@ def test_a_run_that_is_removed_while_it_is_shown(client: httpx2.Client, site: ob
     shutil.rmtree(root / "short-lived")
     assert client.get("/api/runs/short-lived/metrics/sft").status_code == 404
     assert [run["name"] for run in client.get("/api/runs").json()["runs"]] == ["quick"]
+
+
+def test_votes_wait_until_a_reward_model_takes_them(tmp_path: Path) -> None:
+    run, votes = tmp_path / "one", tmp_path / "votes.jsonl"
+    write_run(run)
+    ballots = Ballots(History(":memory:"), votes, {}, lambda: votes_taken(run))
+    assert ballots.counts() == {"votes": 0, "waiting": 0}
+    votes.write_text('{"time": "2026-01-01T10:00:00+00:00"}\n{"time": "2026-01-01T11:00:30+02:00"}\nno vote\n')
+    assert ballots.counts() == {"votes": 3, "waiting": 3}
+    half_past_nine = datetime(2026, 1, 1, 9, 0, 30, tzinfo=timezone.utc).timestamp()
+    for number, kind, took, waiting in ((4, "sft", 1, 3), (5, "reward", 0, 2), (6, "reward", 1, 1)):
+        stage = run / f"0{number}-{kind}"
+        stage.mkdir()
+        (stage / "stage.json").write_text(json.dumps({"name": kind, "kind": kind}))
+        (stage / "votes.json").write_text("{}")
+        os.utime(stage / "votes.json", (half_past_nine + took, half_past_nine + took))
+        assert ballots.counts() == {"votes": 3, "waiting": waiting}
 
 
 @pytest.mark.parametrize("content", ["", "\n", "[]", '{"step": "one"}\n', "\x00\xff" * 50])

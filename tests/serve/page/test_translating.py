@@ -30,7 +30,7 @@ def best(lab: Lab, text: str, beam: int = 4) -> str:
 
 def test_what_the_page_is_told(site: Site) -> None:
     with site.client as client:
-        model = client.get("/api/page").json()["model"]
+        model = client.get("/api/page").json()["models"][0]
         assert model["kind"] == "encoder-decoder" and model["chats"] and model["odds"]
         turns = [{"role": "user", "content": "x " * 100}, {"role": "assistant", "content": "y"}]
         fit = client.post("/api/fit", json={"messages": [*turns, {"role": "user", "content": TEXT}]}).json()

@@ -1,104 +1,46 @@
 """/api/comparisons and /api/votes: two answers side by side, and one vote on them.
 
-What was served is kept with the server, and its number is signed: nobody can vote on what was not served, nor write
-what was said, nor vote twice. A vote is a line of votes.jsonl, which the stages `reward` and `dpo` read.
+The two are of one model, or each of another where two are served. What was served is kept with the server, and its
+number is signed: nobody can vote on what was not served, nor write what was said, nor vote twice. A vote is a line of
+votes.jsonl, which the stages `reward`, `dpo` and `promote` read.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from jielong.data.votes import Answer, Vote, append_vote
-from jielong.errors import DataError
 from jielong.generate.requests import Request as Wish
-from jielong.serve.engine_thread import Loaded
+from jielong.runtime import derive_seed
+from jielong.serve.engine_thread import EngineThread
 from jielong.serve.errors import ApiError, bad_request
 from jielong.serve.guard import guard_of
 from jielong.serve.intake import read
-from jielong.serve.jobs import Job
-from jielong.serve.page.history import History
+from jielong.serve.jobs import Job, Joined
+from jielong.serve.page.votes import SIDES, Ballots, VoteBody
 from jielong.serve.prompts import Wanted, check_room, conversation_ids, engine_requests
 from jielong.serve.replies import Replies, Reply
-from jielong.serve.schema import Body, ChatBody
-from jielong.serve.service import Service, partition
+from jielong.serve.schema import ChatBody
+from jielong.serve.service import Service, log_event, partition
 from jielong.serve.stream import DONE, EventStream, answer, event
 
-SIDES = ("a", "b")
-SHORTEST_SECRET = 32  # bytes
-
-
-class VoteBody(Body):
-    """choice: the side of the better answer. edited: what the person would rather have read."""
-
-    id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.[0-9a-f]{64}$")]
-    choice: Literal["a", "b", "tie", "both_bad"]
-    edited: Annotated[str, Field(min_length=1, max_length=1 << 17)] | None = None
+_TOO_LONG = "context_length_exceeded"
 
 
 @dataclass(frozen=True)
-class Ballots:
-    """Where comparisons are kept and votes are written. weights: names the model's weights, asked when it is needed."""
+class Duel:
+    """Two sequences that are made at once. writers, weights: whose each is, and the name of that model's weights."""
 
-    history: History
-    votes: Path
-    weights: Callable[[], str]
-
-    def sign(self, number: str) -> str:
-        """The number of a comparison, with a signature that this history's secret alone can make."""
-        secret = self.history.secret("votes", secrets.token_bytes(SHORTEST_SECRET))
-        return f"{number}.{hmac.new(secret, number.encode(), hashlib.sha256).hexdigest()}"
-
-    def keep(self, prompt: list[dict[str, str]], answers: list[dict[str, Any]]) -> str:
-        """Remembers what was served; the signed number to vote with."""
-        number = secrets.token_hex(16)
-        self.history.keep_comparison(number, {"prompt": prompt, "answers": answers})
-        return self.sign(number)
-
-    def vote(self, body: VoteBody, user: str) -> list[dict[str, Any]]:
-        """Writes the vote -> what wrote each side. Raises ApiError: 403 for a number that is not signed by this server,
-        404 for one that is not kept any more, 409 when there is a vote on it.
-        """
-        number = body.id.partition(".")[0]
-        if not hmac.compare_digest(self.sign(number), body.id):
-            raise ApiError(403, "this comparison was not served here", code="foreign_comparison")
-        found = self.history.comparison(number)
-        if found is None:
-            raise ApiError(404, "this comparison is not kept any more")
-        if not self.history.decide(number, body.choice):
-            raise ApiError(409, "there is a vote on this comparison already", code="voted")
-        record, _ = found
-        try:
-            answers = tuple(Answer(**one) for one in record["answers"])
-            when = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            append_vote(self.votes, Vote(number, when, user, record["prompt"], answers, body.choice, body.edited))
-        except DataError as error:
-            self.history.reopen(number)
-            raise bad_request(f"the vote cannot be written: {error}") from None
-        except Exception:
-            self.history.reopen(number)
-            raise
-        return [{"model": one.model, "sampling": dict(one.sampling)} for one in answers]
-
-    def num_votes(self) -> int:
-        """Lines of the file; 0 where there is none yet."""
-        try:
-            with self.votes.open("rb") as file:
-                return sum(1 for line in file if line.strip())
-        except FileNotFoundError:
-            return 0
+    job: Job | Joined
+    writers: Sequence[EngineThread]
+    weights: Sequence[str]
 
 
 def comparison_routes(service: Service, ballots: Ballots) -> list[Route]:
@@ -106,13 +48,14 @@ def comparison_routes(service: Service, ballots: Ballots) -> list[Route]:
 
     async def compare(request: Request) -> Response:
         body = await read(request, ChatBody, service.settings.limits)
-        loaded, persona = service.model(body.model), service.settings.persona
-        ids = await conversation_ids(body.messages, persona, loaded)
-        check_room([ids], loaded, 1, "messages")
-        most = loaded.context if body.max_tokens is None else body.max_tokens
-        both = body.model_copy(update={"n": len(SIDES)})
-        job = service.engine.submit(engine_requests(both, [ids], Wanted(most, partition(request)), loaded, persona))
-        return EventStream(_events(service, body, loaded, job, ballots), job.cancel, service.metrics)
+        engines = service.engines if body.model is None else (service.engine_of(body.model),)
+        weights = [await run_in_threadpool(ballots.weights[engine.name].name) for engine in engines]
+        if len(engines) == 1:
+            asked = await _wishes(service, body.model_copy(update={"n": len(SIDES)}), engines[0], partition(request))
+            duel = Duel(engines[0].submit(asked), engines * 2, weights * 2)
+        else:
+            duel = Duel(_submit(engines, await _one_of_each(service, body, partition(request))), engines, weights)
+        return EventStream(_events(service, body, duel, ballots), duel.job.cancel, service.metrics)
 
     async def vote(request: Request) -> Response:
         body = await read(request, VoteBody, service.settings.limits)
@@ -122,7 +65,7 @@ def comparison_routes(service: Service, ballots: Ballots) -> list[Route]:
         return told
 
     async def count(request: Request) -> Response:
-        return answer({"votes": await run_in_threadpool(ballots.num_votes)})
+        return answer(await run_in_threadpool(ballots.counts))
 
     async def votes(request: Request) -> Response:
         try:
@@ -139,34 +82,89 @@ def comparison_routes(service: Service, ballots: Ballots) -> list[Route]:
     ]
 
 
-async def _events(service: Service, body: ChatBody, loaded: Loaded, job: Job, ballots: Ballots) -> AsyncIterator[bytes]:
+async def _wishes(service: Service, body: ChatBody, engine: EngineThread, cache: str) -> list[Wish]:
+    """body.n answers of one model. Raises ApiError as /v1/chat/completions does."""
+    loaded, persona = engine.ready(), service.settings.persona
+    ids = await conversation_ids(body.messages, persona, loaded)
+    check_room([ids], loaded, 1, "messages")
+    most = loaded.context if body.max_tokens is None else body.max_tokens
+    return engine_requests(body, [ids], Wanted(most, cache), loaded, persona)
+
+
+async def _one_of_each(service: Service, body: ChatBody, cache: str) -> list[Wish]:
+    """An answer of each model, from seeds of their own: with the same one, models that are much alike say the same.
+
+    Raises ApiError 400 where one of them cannot answer, saying which.
+    """
+    seed = secrets.randbits(62) if body.seed is None else body.seed
+    wishes: list[Wish] = []
+    failed: list[tuple[str, ApiError]] = []
+    for place, engine in enumerate(service.engines):
+        one = body.model_copy(update={"n": 1, "seed": derive_seed(seed, "side", place)})
+        try:
+            wishes += await _wishes(service, one, engine, cache)
+        except ApiError as error:
+            failed.append((engine.name, error))
+    if not failed:
+        return wishes
+    name, why = failed[0]
+    if why.status >= 500:  # loading, or dead: says which
+        raise why
+    if wishes and why.code == _TOO_LONG:
+        [other] = [engine.name for engine in service.engines if engine.name != name]
+        message = f"{other!r} can read this, but {name!r} cannot: {why.message}. Or ask {other!r} alone"
+        raise bad_request(message, why.param, "too_long_for_one")
+    raise ApiError(why.status, f"{name!r}: {why.message}", param=why.param, code=why.code)
+
+
+def _submit(engines: Sequence[EngineThread], wishes: Sequence[Wish]) -> Joined:
+    """One sequence to each engine, to all or to none. Raises ApiError as `EngineThread.submit` does."""
+    jobs: list[Job] = []
+    try:
+        for engine, wish in zip(engines, wishes, strict=True):
+            jobs.append(engine.submit([wish]))
+    except ApiError:
+        for job in jobs:
+            job.cancel()
+        raise
+    return Joined(jobs)
+
+
+async def _events(service: Service, body: ChatBody, duel: Duel, ballots: Ballots) -> AsyncIterator[bytes]:
     """{"side", "text"} as it is made, {"side", "finish"} at a side's end, then {"id"} to vote with, and [DONE].
 
-    Which sequence is shown on which side is drawn here, so that no habit of the engine can favour one.
+    Which sequence is shown on which side is drawn here, so that neither a habit of the engine nor the order of the
+    models can favour one, and nothing that is told before the vote says which is which.
     """
     order = [0, 1] if secrets.randbits(1) else [1, 0]  # order[side]: the sequence that is shown there
     sides = {sequence: SIDES[place] for place, sequence in enumerate(order)}
-    persona = service.settings.persona
-    replies = Replies(service, job, [Reply(loaded.tokenizer, one, guard_of(persona)) for one in job.requests])
-    async for pieces in replies.pieces():
-        for piece in pieces:
-            if piece.text:
-                yield event({"side": sides[piece.index], "text": piece.text})
-            if piece.finish_reason:
-                yield event({"side": sides[piece.index], "finish": piece.finish_reason})
+    persona, requests = service.settings.persona, duel.job.requests
+    try:
+        tokenizers = [writer.ready().tokenizer for writer in duel.writers]
+        each = [Reply(t, one, guard_of(persona)) for t, one in zip(tokenizers, requests, strict=True)]
+        async for pieces in Replies(service, duel.job, each).pieces():
+            for piece in pieces:
+                if piece.text:
+                    yield event({"side": sides[piece.index], "text": piece.text})
+                if piece.finish_reason:
+                    yield event({"side": sides[piece.index], "finish": piece.finish_reason})
+    except ApiError:
+        duel.job.cancel()  # what one engine has failed at, the other need not finish
+        raise
     prompt = [{"role": "system" if m.role == "developer" else m.role, "content": m.text} for m in body.messages]
     if persona is not None:
         prompt.insert(0, {"role": "system", "content": persona.system})
-    weights = await run_in_threadpool(ballots.weights)
     answers = [
         {
-            "text": replies.each[sequence].text,
-            "model": service.model_name,
-            "model_hash": weights,
-            "sampling": _told(job.requests[sequence]),
+            "text": each[sequence].text,
+            "model": duel.writers[sequence].name,
+            "model_hash": duel.weights[sequence],
+            "sampling": _told(requests[sequence]),
         }
         for sequence in order
     ]
+    if service.settings.log_prompts:
+        log_event("comparison", {"messages": prompt, "answers": [one["text"] for one in answers]})
     yield event({"id": await run_in_threadpool(ballots.keep, prompt, answers)})
     yield DONE
 

@@ -1,6 +1,6 @@
-"""The model that "Look inside" looks at: the folder's own, as it was saved, loaded when it is first asked for.
+"""The models that "Look inside" looks at: the folders' own, as they were saved, loaded when they are first asked for.
 
-It is not the one that answers: that one's weights may be packed, and belong to the engine's thread.
+They are not the ones that answer: those' weights may be packed, and belong to the engine's thread.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ T = TypeVar("T")
 
 
 class Lens:
-    """One question at a time, beside the event loop."""
+    """One model, called name: one question at a time, beside the event loop."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
         self._folder = folder
         self._loaded: tuple[Transformer, Tokenizer] | None = None
         self._turn = asyncio.Lock()

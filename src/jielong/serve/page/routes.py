@@ -1,10 +1,9 @@
-"""All that the page asks for, put together for one served model."""
+"""All that the page asks for, put together for the models served."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +13,45 @@ from starlette.routing import Route
 
 from jielong import __version__
 from jielong.errors import StorageError
-from jielong.folder import model_hash
 from jielong.plan.count import count_parameters
-from jielong.serve.page.comparisons import Ballots, comparison_routes
+from jielong.serve.engine_thread import EngineThread
+from jielong.serve.page.comparisons import comparison_routes
 from jielong.serve.page.conversations import conversation_routes
 from jielong.serve.page.history import History
 from jielong.serve.page.inside_routes import inside_routes
 from jielong.serve.page.lens import Lens
 from jielong.serve.page.run_routes import run_routes
-from jielong.serve.page.runs import Runs
+from jielong.serve.page.runs import Runs, votes_taken
 from jielong.serve.page.talk import talk_routes
+from jielong.serve.page.votes import Ballots, Weights
+from jielong.serve.personas import Persona
 from jielong.serve.service import Service
 from jielong.serve.stream import answer
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where things are. folder: of the model. run: the run folder that it belongs to, None for none.
-
-    history, votes: the files that conversations and votes are kept in.
+    """Where things are. folders: of the models, in the order of the service's table. run: the run folder that the first
+    of them belongs to, None for none. history, votes: the files that conversations and votes are kept in.
     """
 
-    folder: Path
+    folders: tuple[Path, ...]
     run: Path | None
     history: Path
     votes: Path
 
 
-def places_of(folder: Path, keep: Path | None = None) -> Places:
-    """The run is RUN for RUN/06-ppo/model. Kept are things in `keep`, else in the run, else beside the model folder."""
-    path = folder.resolve()
+def places_of(folders: Sequence[Path], keep: Path | None = None) -> Places:
+    """The run is RUN for RUN/06-ppo/model, the first model's. Kept are things in `keep`, else in that run, else beside
+    the first model's folder.
+    """
+    path, served = folders[0].resolve(), tuple(folders)
     above = path.parent.parent
     run = above if path.name == "model" and (above / "recipe.toml").is_file() else None
     if keep is not None or run is not None:
         home = keep if keep is not None else above
-        return Places(folder, run, home / "chat.sqlite", home / "votes.jsonl")
-    return Places(folder, None, path.parent / f"{path.name}.chat.sqlite", path.parent / f"{path.name}.votes.jsonl")
+        return Places(served, run, home / "chat.sqlite", home / "votes.jsonl")
+    return Places(served, None, path.parent / f"{path.name}.chat.sqlite", path.parent / f"{path.name}.votes.jsonl")
 
 
 def open_history(places: Places, notice: Callable[[str], None]) -> History:
@@ -63,33 +65,37 @@ def open_history(places: Places, notice: Callable[[str], None]) -> History:
 
 def page_routes(service: Service, places: Places, history: History) -> list[Route]:
     """Everything under /api/."""
-    weights = cache(partial(model_hash, places.folder))
+    folders = dict(zip((engine.name for engine in service.engines), places.folders, strict=True))
+    lenses = {name: Lens(name, folder) for name, folder in folders.items()}
+    weights = {name: Weights(folder) for name, folder in folders.items()}
+    ballots = Ballots(history, places.votes, weights, lambda: 0.0 if places.run is None else votes_taken(places.run))
     runs = Runs(places.run.parent, places.run.name) if places.run is not None else Runs(None)
 
     async def about(request: Request) -> Response:
-        return answer({"model": _facts(service, places), "run": runs.current, "version": __version__})
+        facts = [_facts(engine, folders[engine.name], service.settings.persona) for engine in service.living()]
+        return answer({"models": facts, "run": runs.current, "version": __version__})
 
     return [
         Route("/api/page", about, methods=["GET"]),
         *conversation_routes(history),
         *talk_routes(service),
-        *comparison_routes(service, Ballots(history, places.votes, weights)),
-        *inside_routes(Lens(places.folder).use, service.model_name),
+        *comparison_routes(service, ballots),
+        *inside_routes(lambda name: lenses[service.engine_of(name).name]),
         *run_routes(runs),
     ]
 
 
-def _facts(service: Service, places: Places) -> dict[str, Any]:
-    """What the page says and offers: kind, which tells a translator; chats, False for a base model; role, True where a
-    persona is served; odds, whether chances of tokens are given. Raises ApiError 503 while the model is loading.
+def _facts(engine: EngineThread, folder: Path, persona: Persona | None) -> dict[str, Any]:
+    """What the page says and offers of a model: kind, which tells a translator; chats, False for a base model; role,
+    True where a persona is served; odds, whether chances of tokens are given.
     """
-    loaded, persona = service.engine.ready(), service.settings.persona
+    loaded = engine.ready()
     config = loaded.config
     both = config.encoder_layers > 0 and config.decoder_layers > 0
     return {
-        "id": service.model_name,
-        "name": service.model_name,
-        "folder": str(places.folder),
+        "id": engine.name,
+        "name": engine.name,
+        "folder": str(folder),
         "parameters": sum(count_parameters(config).values()),
         "context": config.max_length,
         "kind": "encoder-decoder" if both else "decoder" if config.decoder_layers else "encoder",

@@ -95,6 +95,12 @@ def _stages(run: Path) -> list[dict[str, Any]]:
     return [*found, *({"name": name, "kind": name, **waiting} for name in later)]
 
 
+def votes_taken(run: Path) -> float:
+    """When the newest reward stage took the votes that it learns from, in seconds since 1970; 0 where none has."""
+    took = [path / "votes.json" for path in _begun(run) if read_json(path / "stage.json").get("kind") == "reward"]
+    return max((path.stat().st_mtime for path in took if path.exists()), default=0.0)
+
+
 def _planned(run: Path) -> list[str]:
     try:
         recipe = load_toml(run / "recipe.toml")

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from jielong.serve.engine_thread import Loaded
+from jielong.serve.engine_thread import EngineThread, Loaded
 from jielong.serve.errors import bad_request
 from jielong.serve.guard import guard_of
 from jielong.serve.intake import read
@@ -30,9 +30,12 @@ MOST_PREFIX = 1 << 16
 
 
 class FitBody(Body):
-    """A conversation that ends with the user's turn, and how long the answer to it may be."""
+    """A conversation that ends with the user's turn, and how long the answer to it may be. models: those that are to
+    read it; the first one when left out.
+    """
 
     messages: Messages
+    models: Annotated[list[Annotated[str, Field(max_length=1000)]], Field(min_length=1, max_length=8)] | None = None
     max_tokens: Annotated[int, Field(ge=0, le=1 << 30)] = 256
 
 
@@ -52,33 +55,40 @@ class BranchBody(ChatBody):
 
 def talk_routes(service: Service) -> list[Route]:
     """How much of a conversation the model can see; and an answer that begins as another one did."""
-    ids_of_bytes: dict[bytes, int] = {}
+    ids_of_bytes: dict[str, dict[bytes, int]] = {}  # by the model's name
 
     async def fit(request: Request) -> Response:
         body = await read(request, FitBody, service.settings.limits)
-        loaded, persona = service.model(None), service.settings.persona
-        dropped, num_tokens = await fitting(body.messages, body.max_tokens, loaded, persona)
-        return answer({"dropped": dropped, "prompt_tokens": num_tokens, "context": loaded.context})
+        found = []
+        for name in body.models or (None,):
+            loaded = service.engine_of(name).ready()
+            fits = await fitting(body.messages, body.max_tokens, loaded, service.settings.persona)
+            found.append((*fits, loaded.context))
+        # Whoever sees least of it: what it leaves out, all leave out, so that all answer the same.
+        dropped, num_tokens, context = max(found, key=lambda one: (one[0], -one[2]))
+        return answer({"dropped": dropped, "prompt_tokens": num_tokens, "context": context})
 
     async def branches(request: Request) -> Response:
         body = await read(request, BranchBody, service.settings.limits)
         persona = service.settings.persona
         if persona is not None and persona.guard:
             raise bad_request("this server guards what it says, and gives no tokens to branch from", "prefix")
-        loaded = service.model(body.model)
+        engine = service.engine_of(body.model)
+        loaded = engine.ready()
         if loaded.translates:
             raise bad_request("a translation cannot be made to begin as another did", "prefix")
-        if not ids_of_bytes:
-            ids_of_bytes.update(_by_bytes(loaded.tokenizer))
-        prefix = [_prefix_id(token, number, loaded, ids_of_bytes) for number, token in enumerate(body.prefix)]
+        if engine.name not in ids_of_bytes:
+            ids_of_bytes[engine.name] = _by_bytes(loaded.tokenizer)
+        known = ids_of_bytes[engine.name]
+        prefix = [_prefix_id(token, number, loaded, known) for number, token in enumerate(body.prefix)]
         ids = [*await conversation_ids(body.messages, persona, loaded), *prefix]
         check_room([ids], loaded, 1, "prefix")
         most = max(1, (loaded.context if body.max_tokens is None else body.max_tokens) - len(prefix))
         # The prompt goes on in the middle of a turn, perhaps of a character: what comes is read as its continuation.
         wanted = Wanted(most, partition(request), logprobs=body.top_logprobs or 0, continues_text=True)
         one = body.model_copy(update={"n": 1})
-        job = service.engine.submit(engine_requests(one, [ids], wanted, loaded, persona))
-        return EventStream(_chunks(service, body, loaded, job), job.cancel, service.metrics)
+        job = engine.submit(engine_requests(one, [ids], wanted, loaded, persona))
+        return EventStream(_chunks(service, body, engine, job), job.cancel, service.metrics)
 
     return [Route("/api/fit", fit, methods=["POST"]), Route("/api/branches", branches, methods=["POST"])]
 
@@ -138,14 +148,15 @@ def _prefix_id(token: PrefixToken, number: int, loaded: Loaded, ids_of_bytes: di
     return found
 
 
-async def _chunks(service: Service, body: ChatBody, loaded: Loaded, job: Job) -> AsyncIterator[bytes]:
+async def _chunks(service: Service, body: ChatBody, engine: EngineThread, job: Job) -> AsyncIterator[bytes]:
     """The answer as /v1/chat/completions streams it, from behind the prefix on."""
-    reply = Reply(loaded.tokenizer, job.requests[0], guard_of(service.settings.persona), holds_odds=True)
+    tokenizer = engine.ready().tokenizer
+    reply = Reply(tokenizer, job.requests[0], guard_of(service.settings.persona), holds_odds=True)
     replies = Replies(service, job, [reply])
-    envelope = Envelope("chat.completion.chunk", new_id("chatcmpl"), service.model_name)
+    envelope = Envelope("chat.completion.chunk", new_id("chatcmpl"), engine.name)
 
     def chunk(delta: dict[str, Any], told: Sequence[Told] = (), finish_reason: str | None = None, **more: Any) -> bytes:
-        odds = chat_logprobs(loaded.tokenizer, told, body.top_logprobs or 0) if told else None
+        odds = chat_logprobs(tokenizer, told, body.top_logprobs or 0) if told else None
         choice = {"index": 0, "delta": delta, "logprobs": odds, "finish_reason": finish_reason, **more}
         return envelope.event(choice, tells_usage=False)
 

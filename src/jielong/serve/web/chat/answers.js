@@ -131,3 +131,8 @@ export function speedOf(tokens, began) {
   const seconds = (performance.now() - began) / 1000;
   return seconds > 0.005 ? Math.round(10 * Math.max(tokens - 1, 0) / seconds) / 10 : 0;
 }
+
+/** Spans of an answer that another model has written, whose numbers mean nothing here: the words alone are left. */
+export function withoutIds(spans) {
+  return spans.map(([text, entries]) => [text, entries.map(([said, logprob, top, , ...bytes]) => [said, logprob, top, null, ...bytes])]);
+}

@@ -1,10 +1,11 @@
 /** The chat: a conversation that is kept, streamed, branched, looked into and compared. */
 import { announce, el } from '../shell/dom.js';
-import { getJson, modelOf, request, send } from '../shell/api.js';
+import { getJson, modelsOf, request, send } from '../shell/api.js';
 import { say } from '../shell/words.js';
-import { answer, beyondSight, chatBody, NUM_TOP, numTokens, prefixToken, speedOf } from './answers.js';
-import { ballot, compare } from './compare.js';
+import { answer, beyondSight, chatBody, NUM_TOP, numTokens, prefixToken, speedOf, withoutIds } from './answers.js';
+import { comparison } from './compare.js';
 import { Composer } from './composer.js';
+import { Models } from './models.js';
 import { ROLES, Settings, translates } from './settings.js';
 import { Sidebar } from './sidebar.js';
 import { noteText, Thread } from './thread.js';
@@ -24,25 +25,26 @@ class Chat {
     this.conversation = null; // {id, title, system}; null before the first message
     this.tree = new Tree();
     this.leaf = '';
+    this.sight = { parent: '', dropped: 0 }; // how many turns were left out for the answer to this message
     this.running = null; // AbortController of the answer that is being written
-    this.comparing = false;
   }
 
   async begin() {
-    this.model = await modelOf(this.app, this.host, () => this.begin());
-    if (!this.model) return;
+    const served = await modelsOf(this.app, this.host, () => this.begin());
+    if (!served) return;
+    this.models = new Models(served);
     this.sidebar = new Sidebar({
       open: (id) => this.open(id), fresh: () => this.fresh(), changed: () => this.refresh(),
       gone: (id) => { if (this.conversation?.id === id) this.fresh(); this.refresh(); },
     });
-    this.settings = new Settings({ model: this.model, onRole: (system) => this.role(system) });
+    this.settings = new Settings({ model: { ...served[0], context: this.models.context }, onRole: (system) => this.role(system) });
     this.thread = new Thread({
       again: (message) => this.again(message), edit: (message, text) => this.ask(text, message.parent),
       turn: (id) => this.turn(id), inspect: (message) => this.inspect(message), spansOf: (message) => this.spansOf(message),
     });
     this.card = new TokenCard(this.thread.host, {
       spansOf: (node) => this.spansAt(node.closest('.message')),
-      onBranch: translates(this.model) ? null : (...where) => this.branch(...where),
+      onBranch: translates(served[0]) ? null : (...where) => this.branch(...where),
     });
     this.build();
     await this.refresh();
@@ -54,14 +56,13 @@ class Chat {
   }
 
   build() {
-    this.composer = new Composer({ model: this.model, settings: this.settings, sidebar: this.sidebar, acts: {
-      submit: (text) => this.submit(text), stop: () => this.stop(), colours: (on) => this.thread.setColours(on), compare: (on) => { this.comparing = on; },
+    this.composer = new Composer({ models: this.models, settings: this.settings, sidebar: this.sidebar, acts: {
+      submit: (text) => this.submit(text), stop: () => this.stop(), colours: (on) => this.thread.setColours(on), answering: () => { if (!this.tree.messages.size) this.greet(); },
     } });
     this.welcome = el('div', { class: 'welcome' });
     this.host.append(this.sidebar.host, this.sidebar.scrim,
       el('section', { class: 'middle', tLabel: 'chat' }, el('h1', { class: 'sr', t: 'chat' }), this.thread.host, this.welcome, this.composer.host),
       this.settings.host);
-    if (!this.model.chats) this.welcome.append(el('p', { class: 'trouble', t: 'baseModel' }));
   }
 
   /** The list of conversations, anew. */
@@ -121,22 +122,25 @@ class Chat {
     }
   }
 
-  draw(forgotten = 0) {
+  draw() {
     const path = this.tree.path(this.leaf);
+    const forgotten = path.some(({ id }) => id === this.sight.parent) ? this.sight.dropped : 0;
     this.welcome.hidden = path.length > 0;
     this.thread.host.hidden = !path.length;
     this.thread.show(path, this.tree, this.conversation?.system ?? '', forgotten);
-    if (!path.length && this.model.chats) this.greet();
+    if (!path.length) this.greet();
     if (this.thread.colours) this.thread.setColours(true);
   }
 
   greet() {
+    const model = this.models.writers[0];
+    if (!model.chats) { this.welcome.replaceChildren(el('p', { class: 'trouble', t: 'baseModel' })); return; }
     const role = Object.values(ROLES).find(({ system }) => system === this.settings.system.value) ?? ROLES.assistant;
-    if (translates(this.model)) {
-      this.welcome.replaceChildren(el('h2', { t: 'translatorGreeting' }), el('p', { class: 'mute', t: ['translatorWhy', this.model.name] }));
+    if (translates(model)) {
+      this.welcome.replaceChildren(el('h2', { t: 'translatorGreeting' }), el('p', { class: 'mute', t: ['translatorWhy', model.name] }));
       return;
     }
-    this.welcome.replaceChildren(el('h2', { t: 'greeting' }), el('p', { class: 'mute', t: ['greetingWhy', this.model.name] }),
+    this.welcome.replaceChildren(el('h2', { t: 'greeting' }), el('p', { class: 'mute', t: ['greetingWhy', model.name] }),
       el('div', { class: 'starters' }, role.starters.map((text) => el('button', { type: 'button', on: { click: () => this.ask(text, this.leaf) } }, text))));
   }
 
@@ -148,7 +152,7 @@ class Chat {
   }
 
   submit(text) {
-    if (this.running || !this.model.chats) return;
+    if (this.running || !this.models.writers[0].chats) return;
     this.composer.take();
     this.ask(text, this.leaf);
   }
@@ -214,31 +218,33 @@ class Chat {
 
   /**
    * An answer under the question `parent`. begun: spans that it begins with, when it branches off another answer.
-   * The oldest turns are left out where the model's context is too small for all; a line says so.
+   * writers: who answers. The oldest turns are left out where a context is too small for all; a line says so.
    */
-  async reply(parent, begun = []) {
+  async reply(parent, begun = [], writers = this.models.writers) {
     const controller = this.running;
     this.composer.busy(true);
     const path = this.tree.path(parent);
     const sampling = this.settings.sampling();
+    const twice = this.models.comparing && !begun.length;
     try {
-      const unseen = beyondSight(path, this.model.context);
+      const unseen = beyondSight(path, Math.min(...writers.map(({ context }) => context)));
       const messages = spoken(path.slice(unseen), this.conversation.system);
-      const fit = await send('POST', '/api/fit', { messages, max_tokens: sampling.max_tokens }, { signal: controller.signal });
+      const fit = await send('POST', '/api/fit', { messages, models: writers.map(({ id }) => id), max_tokens: sampling.max_tokens }, { signal: controller.signal });
       const dropped = unseen + fit.dropped;
-      if (dropped) this.draw(dropped);
+      this.sight = { parent, dropped };
+      if (dropped) this.draw();
       const kept = spoken(path.slice(dropped), this.conversation.system);
-      if (this.comparing && !begun.length) await this.replyTwice(parent, kept, sampling, controller);
-      else await this.replyOnce(parent, kept, sampling, controller, begun);
+      if (twice) await this.replyTwice(parent, { messages: kept, sampling, models: writers }, controller);
+      else await this.replyOnce(parent, kept, sampling, controller, begun, writers[0]);
     } catch (error) {
-      if (error.name !== 'AbortError') this.thread.fail(error, () => { if (!this.running) { this.running = new AbortController(); this.reply(parent, begun); } });
+      if (error.name !== 'AbortError') this.thread.fail(error, () => { if (!this.running) { this.running = new AbortController(); this.reply(parent, begun, begun.length ? writers : undefined); } });
     } finally {
       if (this.running === controller) { this.running = null; this.composer.busy(false); }
       this.refresh();
     }
   }
 
-  async replyOnce(parent, messages, sampling, controller, begun) {
+  async replyOnce(parent, messages, sampling, controller, begun, model) {
     const { conversation } = this;
     const written = this.thread.begin();
     const began = performance.now();
@@ -248,16 +254,16 @@ class Chat {
       written.spans.push(span);
       written.markdown.push(span[0]);
       const count = numTokens(written.spans) - numTokens(begun);
-      if (count % 8 === 1) written.note(noteText({ model: this.model.name, tokens: count, speed: speedOf(count, first) }));
+      if (count % 8 === 1) written.note(noteText({ model: model.name, tokens: count, speed: speedOf(count, first) }));
     };
     for (const span of begun) { written.spans.push(span); written.markdown.push(span[0]); }
     const asked = begun.length
-      ? { path: '/api/branches', body: { messages, prefix: begun.flatMap(([, entries]) => entries.map(prefixToken)), logprobs: true, top_logprobs: NUM_TOP, ...sampling } }
-      : { path: '/v1/chat/completions', body: chatBody(messages, sampling, this.model) };
+      ? { path: '/api/branches', body: { model: model.id, messages, prefix: begun.flatMap(([, entries]) => entries.map(prefixToken)), logprobs: true, top_logprobs: NUM_TOP, ...sampling } }
+      : { path: '/v1/chat/completions', body: chatBody(messages, sampling, model) };
     try {
       const { finish, usage } = await answer(asked, { piece }, controller.signal);
       const tokens = usage?.completion_tokens ?? numTokens(written.spans) - numTokens(begun);
-      const note = { model: this.model.name, tokens, speed: speedOf(tokens, first || began), finish, seed: sampling.seed, temperature: sampling.temperature };
+      const note = { model: model.name, tokens, speed: speedOf(tokens, first || began), finish, seed: sampling.seed, temperature: sampling.temperature };
       written.markdown.flush();
       await this.settle(conversation, { id: newId(), parent, role: 'assistant', content: written.spans.map(([text]) => text).join(''), note, spans: written.spans });
     } finally {
@@ -281,33 +287,20 @@ class Chat {
     }
   }
 
-  async replyTwice(parent, messages, sampling, controller) {
-    const { conversation } = this;
-    const box = el('article', { class: 'message comparison' }, el('h3', { class: 'sr', t: 'compare' }));
-    this.thread.log.append(box);
-    this.thread.pinned = true;
-    this.thread.toEnd();
-    const watch = new ResizeObserver(() => this.thread.toEnd());
-    watch.observe(box);
-    const { seed, ...rest } = sampling;
-    const found = await compare(box, { messages, ...rest }, controller.signal).catch((error) => { box.remove(); throw error; });
-    watch.disconnect();
-    if (!found) { box.append(el('p', { class: 'mute small', t: 'cutShort' })); return; }
-    ballot(box, found, async ({ choice, answers }) => {
-      const order = choice === 'a' ? [1, 0] : [0, 1]; // the better one last, so that it is the branch that is shown
-      if (this.conversation !== conversation) return;
-      const next = async () => {
-        for (const side of order) {
-          await this.keep({ id: newId(), parent, role: 'assistant', content: found.replies[side], note: { model: answers[side].model, temperature: answers[side].sampling.temperature }, spans: null });
+  /** Two answers, and a vote; both are kept then, the better one last, so that it is the branch that is shown. */
+  async replyTwice(parent, asked, controller) {
+    const { conversation, thread } = this;
+    thread.pinned = true;
+    await comparison(thread.log, asked, controller.signal, { stick: () => thread.toEnd(), onVote: ({ choice, answers, replies }) => {
+      if (this.conversation !== conversation) return null;
+      return async () => {
+        for (const side of choice === 'a' ? [1, 0] : [0, 1]) {
+          await this.keep({ id: newId(), parent, role: 'assistant', content: replies[side], note: { model: answers[side].model, temperature: answers[side].sampling.temperature }, spans: null });
         }
         this.draw();
         this.composer.focus();
       };
-      box.querySelector('.ballot').append(el('button', { type: 'button', class: 'primary', t: 'goOn', on: { click: next } }));
-      box.querySelector('.ballot .primary').focus();
-      this.thread.toEnd();
-    });
-    this.thread.toEnd();
+    } });
   }
 
   /** Another answer from a token on: what was said before it, then the alternative, then what the model makes of it. */
@@ -319,9 +312,12 @@ class Chat {
     const [, entries] = spans[index];
     const chosen = [token, logprob, entries[place][2], null, ...(bytes ? [bytes] : [])];
     const begun = [...spans.slice(0, index), [bytes ? '' : token, [...entries.slice(0, place), chosen]]];
+    const writer = this.models.named(message.note.model);
     this.leaf = message.parent;
     this.draw();
-    this.reply(message.parent, begun);
+    // By whom it was written; another model has numbers of its own for the same tokens.
+    if (writer) this.reply(message.parent, begun, [writer]);
+    else this.reply(message.parent, withoutIds(begun), [this.models.chosen]);
   }
 
   /** The tokens of the answer drawn in a node, also while it is being written. */
@@ -341,7 +337,7 @@ class Chat {
   }
 
   inspect(message) {
-    this.app.inspect = { messages: spoken(this.tree.path(message.id), this.conversation.system) };
+    this.app.inspect = { messages: spoken(this.tree.path(message.id), this.conversation.system), model: message.note.model };
     this.app.open('inside');
   }
 }

@@ -1,6 +1,6 @@
 /**
- * Two answers side by side. Which model gave which is told after the vote; the server decides the sides, signs what it
- * served, and takes one vote on it.
+ * Two answers side by side, of one model or of two. Which gave which is told after the vote; the server decides the sides,
+ * signs what it served, and takes one vote on it.
  */
 import { el } from '../shell/dom.js';
 import { send, stream } from '../shell/api.js';
@@ -10,10 +10,38 @@ import { Markdown } from '../markdown/render.js';
 const CHOICES = ['a', 'b', 'tie', 'both_bad'];
 
 /**
+ * Two answers in a box in `log`, and the vote on them. asked: {messages, sampling, models}, see `Models.writers`. onVote({choice,
+ * answers, replies}) once there is a vote; it returns what "Go on" does, or nothing. stick(): scrolls to the end.
+ */
+export async function comparison(log, asked, signal, { onVote, stick }) {
+  const two = asked.models.length > 1;
+  const box = el('article', { class: 'message comparison' }, el('h3', { class: 'sr', t: 'compare' }),
+    el('p', { class: 'pairnote mute small', t: two ? 'comparesTwo' : 'comparesOne' }));
+  log.append(box);
+  stick();
+  const watch = new ResizeObserver(stick);
+  watch.observe(box);
+  const { seed, ...rest } = asked.sampling;
+  const body = { messages: asked.messages, ...rest, ...(two ? {} : { model: asked.models[0].id }) };
+  const found = await compare(box, body, signal).catch((error) => { box.remove(); throw error; });
+  watch.disconnect();
+  if (!found) { box.append(el('p', { class: 'mute small', t: 'cutShort' })); return; }
+  ballot(box, found, ({ choice, answers }) => {
+    const next = onVote({ choice, answers, replies: found.replies });
+    if (!next) return;
+    const button = el('button', { type: 'button', class: 'primary', t: 'goOn', on: { click: next } });
+    box.querySelector('.ballot').append(button);
+    button.focus();
+    stick();
+  });
+  stick();
+}
+
+/**
  * Streams two answers into `host`.
  * @returns {Promise<null | {id: string, replies: string[]}>} what can be voted on; null when it was stopped
  */
-export async function compare(host, body, signal) {
+async function compare(host, body, signal) {
   const sides = {};
   host.append(el('div', { class: 'sides' }, ['a', 'b'].map((name) => {
     const into = el('div', { class: 'body', dir: 'auto' });
@@ -42,7 +70,7 @@ export async function compare(host, body, signal) {
  * The buttons under two answers. onVote({choice, answers}) once the server has taken the vote: answers tell what wrote
  * each side.
  */
-export function ballot(host, { id, replies }, onVote) {
+function ballot(host, { id, replies }, onVote) {
   const better = el('textarea', { rows: 3, tHint: 'betterHint', tLabel: 'betterAnswer' });
   const own = el('details', { class: 'better' }, el('summary', { t: 'betterAnswer' }), better);
   const start = (name) => { better.value = replies[CHOICES.indexOf(name)]; };
@@ -67,7 +95,6 @@ export function ballot(host, { id, replies }, onVote) {
       if (![409, 403, 404].includes(error.status)) for (const button of buttons) button.disabled = false;
     }
   }
-  return box;
 }
 
 /** "ppo · T 0.7": what wrote an answer. */

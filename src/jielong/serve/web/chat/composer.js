@@ -3,22 +3,51 @@ import { el, iconButton } from '../shell/dom.js';
 import { translates } from './settings.js';
 
 export class Composer {
-  /** acts: submit(text), stop(), colours(on), compare(on). */
-  constructor({ model, settings, sidebar, acts }) {
+  /** acts: submit(text), stop(), colours(on), answering(): other models answer now. models: see models.js. */
+  constructor({ models, settings, sidebar, acts }) {
     this.acts = acts;
-    const hint = translates(model) ? 'translatorHint' : 'askHint';
-    this.input = el('textarea', { rows: 1, tHint: hint, tLabel: hint, disabled: !model.chats, on: {
+    this.models = models;
+    const hint = translates(models.chosen) ? 'translatorHint' : 'askHint';
+    this.input = el('textarea', { rows: 1, tHint: hint, tLabel: hint, on: {
       keydown: (event) => { if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) { event.preventDefault(); this.submit(); } },
       input: () => this.grow(),
     } });
-    this.sendButton = round('send', { disabled: !model.chats });
+    this.sendButton = round('send', {});
     this.stopButton = round('stop', { type: 'button', hidden: true, on: { click: () => acts.stop() } });
     sidebar.button = iconButton('menu', 'conversations', () => sidebar.toggle(), { class: 'quiet narrow', 'aria-expanded': 'false', 'aria-controls': 'conversations' });
     settings.button = worded(iconButton('dial', 'settings', () => settings.toggle(), { 'aria-expanded': 'false', 'aria-controls': 'drawer' }), 'settings');
-    const under = el('div', { class: 'under' }, sidebar.button, toggle('drop', 'colours', acts.colours), toggle('pair', 'compare', acts.compare),
-      settings.button, el('span', { class: 'model mute small', title: model.folder }, model.name), this.sendButton, this.stopButton);
+    const compare = (on) => { models.comparing = on; this.answering(); };
+    const under = el('div', { class: 'under' }, sidebar.button, toggle('drop', 'colours', acts.colours), toggle('pair', 'compare', compare),
+      settings.button, this.who(), this.sendButton, this.stopButton);
     const form = el('form', { class: 'composer', on: { submit: (event) => { event.preventDefault(); this.submit(); } } }, this.input, under);
     this.host = el('div', { class: 'foot' }, el('div', { class: 'column' }, form, el('p', { class: 'hint mute small', t: 'mistakes' })));
+    this.able();
+  }
+
+  /** Who answers: a name, or a choice of two, in whose place stands that two are compared while they are. */
+  who() {
+    const { all, chosen } = this.models;
+    if (all.length < 2) return el('span', { class: 'model mute small', title: chosen.folder }, chosen.name);
+    this.choice = el('select', { class: 'model small', tLabel: 'whichModel', on: { change: () => { this.models.choose(this.choice.value); this.answering(); } } },
+      all.map(({ id, name, folder }) => el('option', { value: id, title: folder, selected: id === chosen.id }, name)));
+    this.both = el('span', { class: 'model mute small', t: 'twoModels', hidden: true });
+    return [this.choice, this.both];
+  }
+
+  /** Another model answers, or two. */
+  answering() {
+    if (this.choice) {
+      this.both.hidden = this.models.writers.length < 2;
+      this.choice.hidden = !this.both.hidden;
+    }
+    this.able();
+    this.acts.answering();
+  }
+
+  /** A base model answers nothing, so there is nothing to write. */
+  able() {
+    this.input.disabled = !this.models.writers[0].chats;
+    this.sendButton.disabled = this.input.disabled;
   }
 
   submit() {

@@ -1,6 +1,6 @@
 /** Look inside: any text, or the chat, as the model reads it. */
 import { el, iconButton } from '../shell/dom.js';
-import { modelOf, request, send, trouble } from '../shell/api.js';
+import { modelsOf, request, send, trouble } from '../shell/api.js';
 import { say } from '../shell/words.js';
 import { AttentionView } from './attention_view.js';
 import { LensView } from './lens_view.js';
@@ -27,12 +27,13 @@ class Inside {
   }
 
   async begin() {
-    this.model = await modelOf(this.app, this.host, () => this.begin());
-    if (!this.model) return;
+    this.models = await modelsOf(this.app, this.host, () => this.begin());
+    if (!this.models) return;
+    const hash = new URLSearchParams(location.hash.slice(1));
+    this.model = this.models.find(({ id }) => id === hash.get('model')) ?? this.models[0];
     this.translates = this.model.kind === 'encoder-decoder';
     this.made = ''; // the translation that the model was asked for, as nobody wrote one
     const examples = this.translates ? SENTENCES : EXAMPLES;
-    const hash = new URLSearchParams(location.hash.slice(1));
     this.text = el('textarea', { rows: 2, tLabel: 'textToLook', tHint: 'textToLook', value: hash.get('text') ?? examples[0], on: {
       keydown: (event) => { if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) { event.preventDefault(); this.look(); } } } });
     this.target = el('textarea', { rows: 2, tLabel: 'targetToLook', tHint: 'targetToLook', value: hash.get('target') ?? '', hidden: !this.translates });
@@ -45,13 +46,33 @@ class Inside {
     this.positions = new PositionsView();
     this.parameters = new ParametersView();
     this.trouble = el('div');
+    this.choice = el('select', { tLabel: 'modelToLook', hidden: this.models.length < 2, on: { change: () => this.choose(this.choice.value) } },
+      this.models.map(({ id, name }) => el('option', { value: id, selected: id === this.model.id }, name)));
     const form = el('form', { class: 'card ask', on: { submit: (event) => { event.preventDefault(); this.messages = null; this.look(); } } },
       el('div', { class: 'asked' }, this.text, this.target, el('button', { class: 'primary', t: 'look' })), this.where,
-      el('div', { class: 'row examples' }, examples.map((text) => el('button', { type: 'button', class: 'small', on: { click: () => { this.text.value = text; this.messages = null; this.look(); } } }, text))), this.note);
+      el('div', { class: 'row examples' }, this.choice, examples.map((text) => el('button', { type: 'button', class: 'small', on: { click: () => { this.text.value = text; this.messages = null; this.look(); } } }, text))), this.note);
     this.host.append(el('div', { class: 'page' }, el('h1', { class: 'sr', t: 'inside' }), form, this.trouble, this.steps.host, this.attention.host, this.lens.host,
       el('div', { class: 'two' }, this.neighbours.host, this.positions.host), this.parameters.host, el('p', { class: 'mute small caution', t: 'caution' })));
     await this.shown(true);
-    await Promise.all([this.positions.load(), this.parameters.load()]).catch((error) => this.trouble.replaceChildren(trouble(error)));
+  }
+
+  /** What belongs to the model and to no text. */
+  async still() {
+    const { id } = this.model;
+    await Promise.all([this.positions.load(id), this.parameters.load(id)]).catch((error) => this.trouble.replaceChildren(trouble(error)));
+  }
+
+  /** Looks into another model. */
+  async choose(id) {
+    this.take(id);
+    await this.look();
+    await this.still();
+  }
+
+  take(id) {
+    this.model = this.models.find((model) => model.id === id);
+    this.choice.value = id;
+    if (this.target.value.trim() === this.made) this.target.value = this.made = ''; // it was the other one's
   }
 
   /** Comes into sight: perhaps with a conversation from the chat. */
@@ -59,7 +80,10 @@ class Inside {
     const { inspect } = this.app;
     this.app.inspect = null;
     if (inspect) this.messages = inspect.messages;
+    const other = inspect && inspect.model !== this.model.id && this.models.some(({ id }) => id === inspect.model);
+    if (other) this.take(inspect.model);
     if (inspect || first) await this.look();
+    if (other || first) await this.still();
   }
 
   async look() {
@@ -67,8 +91,9 @@ class Inside {
     await this.translate(asked);
     if (asked !== this.asked) return;
     this.where.hidden = !this.messages;
-    if (!this.messages) history.replaceState(null, '', `/inside#${new URLSearchParams({ text: this.text.value, ...(this.target.value ? { target: this.target.value } : {}) })}`);
-    const body = this.messages ? { messages: this.messages } : { text: this.text.value, target: this.target.value };
+    if (!this.messages) history.replaceState(null, '', `/inside#${this.address()}`);
+    const read = this.messages ? { messages: this.messages } : { text: this.text.value, target: this.target.value };
+    const body = { model: this.model.id, ...read };
     this.host.setAttribute('aria-busy', 'true');
     try {
       const maps = parseMaps(await (await request('/api/inside/attention', { method: 'POST', body })).arrayBuffer());
@@ -84,7 +109,7 @@ class Inside {
         if (asked !== this.asked) return;
         this.lens.set(lens);
         this.steps.set(steps);
-        await this.neighbours.show(steps.ids.at(-2) ?? steps.ids[0]);
+        await this.neighbours.show(steps.ids.at(-2) ?? steps.ids[0], this.model.id);
       } else this.lens.refuse(say('noLens'));
     } catch (error) {
       if (asked === this.asked) this.trouble.replaceChildren(trouble(error, () => this.look()));
@@ -93,11 +118,17 @@ class Inside {
     }
   }
 
+  /** The text that is looked at, and the model where there are two. */
+  address() {
+    const target = this.target.value ? { target: this.target.value } : {};
+    return new URLSearchParams({ text: this.text.value, ...target, ...(this.models.length > 1 ? { model: this.model.id } : {}) });
+  }
+
   /** What a translator makes of the text, unless somebody wrote what it is to have written. */
   async translate(asked) {
     if (!this.translates || this.messages || !this.text.value.trim() || this.target.value.trim() !== this.made) return;
     try {
-      const { choices } = await send('POST', '/v1/completions', { prompt: this.text.value });
+      const { choices } = await send('POST', '/v1/completions', { model: this.model.id, prompt: this.text.value });
       if (asked !== this.asked) return;
       this.made = choices[0].text.trim();
       this.target.value = this.made;
@@ -105,7 +136,7 @@ class Inside {
   }
 
   async nearest(id) {
-    await this.neighbours.show(id);
+    await this.neighbours.show(id, this.model.id);
     this.neighbours.host.scrollIntoView({ block: 'nearest', behavior: 'smooth' });
   }
 }

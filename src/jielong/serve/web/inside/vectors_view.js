@@ -11,13 +11,13 @@ export class NeighboursView {
     this.host = el('section', { class: 'card' }, el('header', {}, el('h2', { t: 'neighbours' })), el('p', { class: 'mute small', t: 'neighboursWhy' }), this.title, this.list);
   }
 
-  async show(id) {
-    const { token, nearest } = await getJson(`/api/inside/neighbours?token=${id}`);
+  async show(id, model) {
+    const { token, nearest } = await getJson(`/api/inside/neighbours?${new URLSearchParams({ token: id, model })}`);
     this.title.replaceChildren(el('code', {}, label(token)), el('span', { class: 'mute number' }, ` ${id}`));
     this.list.replaceChildren(...nearest.map(([name, other, cosine]) => {
       const bar = el('span', { class: 'bar-of' }, el('i'));
       bar.firstChild.style.width = `${Math.max(0, 100 * cosine)}%`;
-      return el('button', { type: 'button', class: 'odds', on: { click: () => this.show(other) } }, el('code', {}, label(name)), bar, el('span', { class: 'number' }, cosine.toFixed(2)));
+      return el('button', { type: 'button', class: 'odds', on: { click: () => this.show(other, model) } }, el('code', {}, label(name)), bar, el('span', { class: 'number' }, cosine.toFixed(2)));
     }));
   }
 }
@@ -34,8 +34,11 @@ export class PositionsView {
     addEventListener('respeak', () => { if (this.found) this.words(); });
   }
 
-  async load() {
-    this.found = await getJson('/api/inside/positions');
+  async load(model) {
+    this.model = model;
+    const found = await getJson(`/api/inside/positions?${new URLSearchParams({ model })}`);
+    if (this.model !== model) return; // another was chosen meanwhile
+    this.found = found;
     this.words();
     this.paint();
   }
@@ -62,8 +65,11 @@ export class ParametersView {
     addEventListener('respeak', () => { if (this.found) this.draw(); });
   }
 
-  async load() {
-    this.found = await getJson('/api/inside/shape');
+  async load(model) {
+    this.model = model;
+    const found = await getJson(`/api/inside/shape?${new URLSearchParams({ model })}`);
+    if (this.model !== model) return; // another was chosen meanwhile
+    this.found = found;
     this.draw();
   }
 

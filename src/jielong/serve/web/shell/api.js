@@ -52,10 +52,14 @@ export async function send(method, path, body, options = {}) {
   return reply.status === 204 ? null : reply.json();
 }
 
+/** Said in the reader's own language: what the server finds too long. */
+const TOO_LONG = { context_length_exceeded: 'tooLong', too_long_for_one: 'tooLongForOne' };
+
 async function reason(reply) {
   if (reply.status === 413) return say('tooLarge');
   try {
     const found = await reply.json();
+    if (found.error?.code in TOO_LONG) return say(TOO_LONG[found.error.code]);
     return found.error?.message ?? found.detail ?? `HTTP ${reply.status}`;
   } catch {
     return `HTTP ${reply.status}`;
@@ -145,12 +149,12 @@ function askForKey() {
 }
 
 /**
- * What GET /api/page says of the model. null when it cannot be told: then the trouble stands in `host`, with a button
- * that begins anew.
+ * What GET /api/page says of each model. null when it cannot be told: then the trouble stands in `host`, with a button that
+ * begins anew.
  */
-export async function modelOf(app, host, begin) {
+export async function modelsOf(app, host, begin) {
   try {
-    return (await app.about()).model;
+    return (await app.about()).models;
   } catch (error) {
     host.replaceChildren(trouble(error, () => { host.replaceChildren(); begin(); }));
     return null;

@@ -15,7 +15,7 @@ const main = document.getElementById('face');
 const mounted = new Map();
 let current = null;
 
-/** What faces share. model: what GET /api/page says, null while it is not known. inspect: text sent to "Look inside". */
+/** What faces share. page: what GET /api/page says, null while it is not known. inspect: {messages, model} for "Look inside". */
 const app = {
   page: null,
   inspect: null,

@@ -8,6 +8,8 @@ const WORDS = {
   serverGone: ['The server does not answer. Trying again…', '服务器没有响应，正在重试…'], tryAgain: ['Try again', '重试'],
   brokeOff: ['The connection broke off before the answer was whole.', '连接在回答完成之前中断了。'],
   tooLarge: ['That is more text than the server takes at once. Please send a shorter one.', '文字太长，服务器一次收不下。请发短一些。'],
+  tooLong: ['That is more than the model can read at once. Please write less.', '超出了模型一次能读的长度，请写短一些。'],
+  tooLongForOne: ['One of the two models cannot read so much at once. Please write less, or switch Compare off and ask the other one alone.', '其中一个模型一次读不了这么多。请写短一些，或关闭“比较”，只问另一个。'],
   apiKey: ['API key', 'API 密钥'], apiKeyWhy: ['This server wants a key. It is kept for this tab alone.', '此服务器需要密钥，仅保存在本标签页。'],
   enter: ['Enter', '进入'], close: ['Close', '关闭'], copy: ['Copy', '复制'], copied: ['Copied', '已复制'], cancel: ['Cancel', '取消'],
   table: ['Table', '表格'],
@@ -43,6 +45,8 @@ const WORDS = {
   answer_a: ['Answer A', '回答 A'], answer_b: ['Answer B', '回答 B'], vote_a: ['A is better', 'A 更好'], vote_b: ['B is better', 'B 更好'], vote_tie: ['Tie', '一样好'],
   vote_both_bad: ['Both bad', '都不好'], betterAnswer: ['Write a better answer', '写一个更好的回答'], betterHint: ['What it should have said', '它本该怎么说'],
   voted: ['Thank you. The vote is written down for the next reward model.', '谢谢，这一票已记下，用于训练下一个奖励模型。'],
+  comparesTwo: ['Two models answer, in random order. Their names come after the vote.', '两个模型各答一边，左右随机，投票后才显示名字。'], comparesOne: ['One model answers twice.', '同一个模型回答两次。'],
+  whichModel: ['Who answers', '由谁回答'], twoModels: ['two models', '两个模型'],
   votedBefore: ['There is a vote on these two already.', '这两个回答已经投过票了。'], cutShort: ['Stopped: answers that were cut short are not voted on.', '已停止：没说完的回答不参与投票。'],
   goOn: ['Go on', '继续聊'],
   // playground
@@ -75,7 +79,7 @@ const WORDS = {
   learnWrong: ['Still wrong: {0}. Learn again.', '还错 {0} 个，再学一遍。'], learnNever: ['After 100 passes {0} are still wrong. No single neuron can do this: no one line parts the yes from the no.', '学了 100 遍仍错 {0} 个。单个神经元做不到：没有一条直线能把是与否分开。'],
   toNetwork: ['A network can', '网络可以'], neuronPicture: ['Three inputs, their weights, a sum and its threshold', '三个输入、权重、求和与阈值'], goes: ['go', '去'], stays: ['stay at home', '不去'], yes: ['yes', '去'], no: ['no', '不去'],
   // look inside
-  textToLook: ['A text to look at', '要看的文字'], targetToLook: ['What has been translated so far', '目前译出的部分'], look: ['Look', '查看'], fromChat: ['Looking at the chat', '正在看聊天内容'], ownText: ['Look at a text of my own', '改看自己的文字'],
+  textToLook: ['A text to look at', '要看的文字'], targetToLook: ['What has been translated so far', '目前译出的部分'], look: ['Look', '查看'], modelToLook: ['The model to look into', '要看的模型'], fromChat: ['Looking at the chat', '正在看聊天内容'], ownText: ['Look at a text of my own', '改看自己的文字'],
   cutAt: ['Only the first {0} tokens are looked at.', '只看前 {0} 个词元。'],
   attention: ['Attention', '注意力'], attentionWhy: ['Each head of each layer: a row is a token and shows which tokens it takes from. Choose a map to see it large.', '每层每个头：一行是一个词元，显示它从哪些词元取信息。点选一张放大。'],
   attentionKind: ['Kind of attention', '注意力种类'], attention_decoder: ['Decoder', '解码器'], attention_encoder: ['Encoder', '编码器'], attention_cross: ['To the source', '看原文'],

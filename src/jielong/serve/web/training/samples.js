@@ -14,6 +14,7 @@ export class Samples {
       el('div', { class: 'slider' }, this.slider, this.marks), this.list, this.more = el('button', { type: 'button', t: 'showAll', on: { click: () => { this.all = true; this.draw(); } } }));
   }
 
+  /** What the models of a run said. Of the same run again, after another stage is done: who is shown stays. */
   async load(run) {
     const { stages } = await getJson(`/api/runs/${encodeURIComponent(run)}/samples`);
     const models = (samples) => ORDER.filter((model) => samples.some((sample) => sample[model] !== undefined));
@@ -21,11 +22,13 @@ export class Samples {
     const best = stages.reduce((found, stage) => (found && models(found.samples).length > models(stage.samples).length ? found : stage), null);
     this.host.hidden = !best;
     if (!best) return;
+    const shown = run === this.run ? this.models?.[this.slider.value] : null;
+    if (run !== this.run) this.all = false;
+    this.run = run;
     this.samples = best.samples;
-    this.all = false;
     this.models = models(best.samples);
     this.slider.max = this.models.length - 1;
-    this.slider.value = this.models.length - 1;
+    this.slider.value = this.models.includes(shown) ? this.models.indexOf(shown) : this.models.length - 1;
     this.slider.hidden = this.models.length < 2;
     this.marks.replaceChildren(...this.models.map((model) => el('span', {}, model)));
     this.draw();

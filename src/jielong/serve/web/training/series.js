@@ -4,13 +4,13 @@
 
 export class Store {
   constructor() {
-    this.columns = new Map(); // "run/stage" -> {cursor, names: Map name -> Series}
+    this.columns = new Map(); // "run/stage" -> {cursor, names: Map name -> Series, sampled, whole}
   }
 
-  /** @returns {{cursor: number, names: Map<string, Series>}} */
+  /** whole: whether nothing more comes. @returns {{cursor: number, names: Map<string, Series>, sampled: boolean, whole: boolean}} */
   of(run, stage) {
     const key = `${run}/${stage}`;
-    if (!this.columns.has(key)) this.columns.set(key, { cursor: 0, names: new Map(), sampled: false });
+    if (!this.columns.has(key)) this.columns.set(key, { cursor: 0, names: new Map(), sampled: false, whole: false });
     return this.columns.get(key);
   }
 

@@ -60,21 +60,20 @@ class Training {
     addEventListener('respeak', () => this.draw());
     this.awake = true;
     await this.tick();
-    this.countVotes();
   }
 
   wake() {
     if (this.awake) return;
     this.awake = true;
+    this.ticks = 0;
     this.tick();
-    this.countVotes();
   }
 
   /** How many votes wait for the next reward model. */
   async countVotes() {
-    const { votes } = await getJson('/api/votes').catch(() => ({ votes: 0 }));
-    this.votes.hidden = votes === 0;
-    speak(this.votes, 't', ['votesWaiting', votes]);
+    const { waiting } = await getJson('/api/votes');
+    this.votes.hidden = waiting === 0;
+    speak(this.votes, 't', ['votesWaiting', waiting]);
   }
 
   sleep() {
@@ -86,7 +85,10 @@ class Training {
   async tick() {
     clearTimeout(this.timer);
     try {
-      if (!this.runs || this.ticks % LIST_EVERY === 0) this.runs = (await getJson('/api/runs')).runs;
+      if (!this.runs || this.ticks % LIST_EVERY === 0) {
+        this.runs = (await getJson('/api/runs')).runs;
+        await this.countVotes();
+      }
       this.ticks += 1;
       const { runs } = this;
       this.none.hidden = runs.length > 0;
@@ -104,9 +106,12 @@ class Training {
 
   async follow() {
     for (const name of this.chosen) if (!this.runs.some((run) => run.name === name)) this.chosen.delete(name);
-    if (!this.chosen.size) await this.choose(this.runs[0].name, false);
+    if (!this.chosen.size) this.choose(this.runs[0].name, false);
     const lead = this.leading();
     if (!lead.stages.some(({ name }) => name === this.stage)) this.stage = this.liveliest(lead);
+    const done = `${lead.name}: ${lead.stages.filter(({ state }) => state === 'done').map(({ name }) => name)}`;
+    if (done !== this.done) await this.samples.load(lead.name); // a stage that is done has left some
+    this.done = done;
     this.drawRuns();
     this.drawStrip(lead);
     const grown = await Promise.all([...this.chosen].map((run) => this.fetch(run)));
@@ -124,26 +129,27 @@ class Training {
   }
 
   async fetch(run) {
-    const { cursor } = this.store.of(run, this.stage);
-    const stage = this.stage;
+    const { stage } = this;
+    const kept = this.store.of(run, stage);
     const told = this.runs.find(({ name }) => name === run)?.stages.find(({ name }) => name === stage);
-    if (!told?.metrics || told.state === 'done' && cursor) return false;
-    return this.store.take(run, stage, await getJson(`/api/runs/${encodeURIComponent(run)}/metrics/${encodeURIComponent(stage)}?since=${cursor}`));
+    if (!told?.metrics || told.state === 'done' && kept.whole) return false;
+    const grown = this.store.take(run, stage, await getJson(`/api/runs/${encodeURIComponent(run)}/metrics/${encodeURIComponent(stage)}?since=${kept.cursor}`));
+    kept.whole = told.state === 'done'; // its last lines were written before that was said
+    return grown;
   }
 
-  async choose(name, also) {
+  choose(name, also) {
     if (also) {
       if (this.chosen.has(name) && this.chosen.size > 1) this.chosen.delete(name);
       else if (this.chosen.size < MOST_OVERLAID) this.chosen.add(name);
     } else {
       this.chosen = new Set([name]);
       this.stage = '';
-      await this.samples.load(name);
     }
   }
 
   async pick(name, also) {
-    await this.choose(name, also);
+    this.choose(name, also);
     this.draw();
     await this.tick();
   }
