@@ -79,7 +79,7 @@ def thirty() -> list[Vote]:
 def quick() -> Iterator[None]:
     """Scores get their zero on fewer replies, and no curves are drawn anew after each stage."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jielong.report.page.draw", lambda panel, name: "")
+        patch.setattr("jielong.report.curves.draw", lambda panel, name: "")
         patch.setattr("jielong.stages.comparisons.NUM_REFERENCE_REPLIES", 48)
         yield
 

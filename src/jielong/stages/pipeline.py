@@ -20,7 +20,7 @@ from jielong.evaluate.tasks import check_present
 from jielong.log import Progress
 from jielong.recipe import Recipe, Stage, parse_recipe, write_toml
 from jielong.recipe.costing import format_plan, plan_recipe
-from jielong.report import write_report
+from jielong.report import Drawn, write_report
 from jielong.runtime import Runtime, derive_seed, detect, environment
 from jielong.stages.alignment import run_policy
 from jielong.stages.comparisons import run_reward
@@ -117,7 +117,7 @@ def run_recipe(
 
 def _lead(recipe: Recipe, names: list[str], folders: dict[str, Path], runtime: Runtime, quiet: bool) -> dict[str, Any]:
     """The run, in the process that owns its folder."""
-    folder = next(iter(folders.values())).parent
+    folder, drawn = next(iter(folders.values())).parent, Drawn()
     with _locked(folder):
         refuse_foreign(folder, recipe, runtime, folders)
         check_votes(recipe, names, folders)
@@ -125,10 +125,10 @@ def _lead(recipe: Recipe, names: list[str], folders: dict[str, Path], runtime: R
         write_json(folder / "environment.json", environment(runtime))
         _print_plan(recipe, runtime, folder, quiet)
         with Progress(names, quiet=quiet) as progress:
-            report = write_report(folder)  # of what is finished; a kill may have come between a stage and its report
+            report = write_report(folder, drawn)  # a kill may have come between a stage and its report
             for name in names:
                 if _run_stage(recipe, name, folders, runtime, progress):
-                    report = write_report(folder)
+                    report = write_report(folder, drawn)
     return report
 
 
