@@ -44,7 +44,7 @@ from jielong.stages.pretraining import run_pretrain
 from jielong.stages.promotion import run_promote
 from jielong.stages.translation import run_translate
 from jielong.stages.votes import check_votes, keep_votes
-from jielong.train.parallel import check_agreement, joined, wait_for_all
+from jielong.train.parallel import check_agreement, joined, told_when_lost, wait_for_all
 
 try:
     import fcntl
@@ -105,7 +105,7 @@ def run_recipe(
             check_present(stage.settings.tasks, data_root(recipe.data.root))
     runtime = detect(recipe.run.device, recipe.run.dtype, recipe.run.threads, recipe.run.seed)
     folders = {stage.name: folder / f"{index:02d}-{stage.name}" for index, stage in enumerate(recipe.stages, start=1)}
-    with joined(runtime, recipe.run.layout()) as runtime:
+    with joined(runtime, recipe.run.layout()) as runtime, told_when_lost(runtime):
         check_agreement("recipe or code", f"{recipe.hash} {__version__} {until}", runtime)
         if runtime.process == 0:
             return _lead(recipe, names, folders, runtime, quiet)
