@@ -24,7 +24,7 @@ from jielong.report import Drawn, write_report
 from jielong.runtime import Runtime, derive_seed, detect, environment
 from jielong.stages.alignment import run_policy
 from jielong.stages.comparisons import run_reward
-from jielong.stages.context import Context, read_json, write_json
+from jielong.stages.context import Context, clear_checkpoints, read_json, write_json
 from jielong.stages.corpus import run_curate, run_tokenizer
 from jielong.stages.evaluation import run_evaluate
 from jielong.stages.finetuning import run_finetune
@@ -150,6 +150,8 @@ def _run_stage(recipe: Recipe, name: str, folders: dict[str, Path], runtime: Run
     done = (folder / "DONE").exists()
     wait_for_all(runtime)  # all have looked before one may finish it
     if done:
+        if runtime.process == 0:
+            clear_checkpoints(folder)  # a kill may have come between DONE and this
         progress.skip(name)
         return False
     earlier = order[: order.index(name)]
@@ -187,8 +189,8 @@ def _run_stage(recipe: Recipe, name: str, folders: dict[str, Path], runtime: Run
         write_json(spent_file, {"seconds": seconds})
     wait_for_all(runtime)
     write_json(folder / "figures.json", {"kind": stage.kind, "seconds": seconds, "figures": figures})
-    context.clear_checkpoints()
     write_atomic(folder / "DONE", json.dumps({"hash": made_hash(folder)}) + "\n")
+    clear_checkpoints(folder)  # no sooner: without them a stage that a kill left unfinished would be trained anew
     progress.done(name, seconds, "")
     return True
 
