@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from jielong.model.transformer import Transformer
+from jielong.runtime import derive_seed
 from jielong.stages.context import Context
 from jielong.train.adapter_folder import save_adapter
 from jielong.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -117,6 +118,7 @@ def _train(
     learned = model if learned is None else learned
 
     def own(step: int) -> list[Any]:
+        seed_dropout(context, step)
         share = list(batches(step)[runtime.rank :: runtime.world_size])
         if runtime.mesh is not None:
             check_equal_shares(len(share), runtime)
@@ -140,6 +142,16 @@ def _train(
             mark = time.monotonic()
     model.eval()
     return totals
+
+
+def seed_dropout(context: Context, step: int) -> None:
+    """Make what dropout draws a function of the step, where a checkpoint cannot hold what it would draw next.
+
+    A checkpoint holds the state of the leading process's generator on the CPU: enough for one process on a CPU, which
+    is left as it is. Processes that read other rows draw other numbers; those that split a layer the same.
+    """
+    if context.runtime.num_processes > 1 or context.runtime.device.type != "cpu":
+        torch.manual_seed(derive_seed(context.seed, "dropout", context.runtime.rank, step))
 
 
 @contextmanager
