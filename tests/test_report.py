@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jielong.log import MetricsLog
-from jielong.report import verdicts, write_report
+from jielong.report import Drawn, verdicts, write_report
 from jielong.report.curves import Line, Panel, draw, smooth
 from jielong.report.panels import panels
 
@@ -234,6 +234,12 @@ def test_reward_against_distance_is_over_the_root_and_never_of_less_than_nothing
     assert "<svg" in draw(panel, "x")
 
 
+def test_the_likelihood_is_drawn_without_what_is_added_to_it() -> None:
+    metrics = [{"step": 1, "loss_nats": 3.0, "label_nats": 2.0}]
+    figures = {"heldout_loss_nats": 2.0, "heldout_bits_per_byte": 1.0}
+    assert [list(line.values) for line in panels("pretrain", metrics, figures)[0].lines] == [[1.0], [1.0]]
+
+
 def test_best_of_n_shows_its_curve() -> None:
     figures = {"best_of_n_proxy": {"4": 2.0, "1": 0.0, "16": 3.0}, "best_of_n_gold": {}}
     [panel] = panels("best_of_n", [], figures)
@@ -268,6 +274,28 @@ def test_two_reports_of_one_run_are_equal(run_folder: Path) -> None:
     second = (run_folder / "report.html").read_text(encoding="utf-8")
     memory = re.compile(r"[\d.]+[kMG]B")  # the process may have grown in between
     assert memory.sub("", first) == memory.sub("", second)
+
+
+def test_curves_are_drawn_once_and_again_when_they_change(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+
+    def watched(panel: Panel, name: str) -> str:
+        names.append(name)
+        return draw(panel, name)
+
+    monkeypatch.setattr("jielong.report.curves.draw", watched)
+    drawn = Drawn()
+    write_report(run_folder, drawn)
+    assert len(names) == 11
+    first = (run_folder / "report.html").read_text(encoding="utf-8")
+    write_report(run_folder, drawn)
+    second = (run_folder / "report.html").read_text(encoding="utf-8")
+    assert len(names) == 11 and second.count("<svg") == first.count("<svg")
+    (metrics,) = run_folder.glob("*-sft/metrics.jsonl")
+    with metrics.open("a", encoding="utf-8") as file:
+        file.write('{"step": 1000, "loss_nats": 0.5}\n')
+    write_report(run_folder, drawn)
+    assert names[11:] == ["sft-0"]
 
 
 def test_smooth_is_the_mean_of_the_last_values() -> None:

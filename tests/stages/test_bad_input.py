@@ -20,36 +20,13 @@ import pytest
 from jielong.tokenizer import Tokenizer
 from jielong.train.checkpoint import latest_checkpoint
 
+from .conftest import NOTES, RUN, notes
+
 Invoke = Callable[..., tuple[int, str, str]]
 Trouble = Callable[..., tuple[int, str]]
 StageOf = Callable[[Path, str], Path]
 
 DEADLINE_SECONDS = 120.0
-TEXT_RECIPE = """
-[run]
-device = "cpu"
-dtype = "float32"
-threads = 1
-
-[data.sources.notes]
-path = "notes.txt"
-split = "line"
-
-[curate]
-sources = ["notes"]
-min_stop_words = 0
-heldout_fraction = 0.2
-
-[tokenizer]
-vocab_size = 263
-
-[pretrain]
-model = {width = 32, decoder_layers = 1, num_heads = 2}
-context_tokens = 64
-batch_rows = 16
-num_steps = 2
-learning_rate = 1e-3
-"""
 
 
 @pytest.fixture
@@ -58,17 +35,8 @@ def text_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "data").mkdir()
     monkeypatch.setenv("JIELONG_DATA", str(tmp_path / "data"))
     path = tmp_path / "text.toml"
-    path.write_text(TEXT_RECIPE, encoding="utf-8")
+    path.write_text(RUN + NOTES, encoding="utf-8")
     return path
-
-
-def notes(num: int) -> str:
-    """Lines that curation has no quarrel with."""
-    animals = ("otter", "heron", "badger", "marten", "plover", "weasel", "curlew")
-    return "".join(
-        f"On day {n} of the journey the {animals[n % 7]} met a {animals[n * n % 5]} by the river and spoke of rain.\n"
-        for n in range(num)
-    )
 
 
 def model_folder(reference: Path, tmp_path: Path) -> Path:

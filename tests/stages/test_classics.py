@@ -17,18 +17,16 @@ from jielong.errors import DataError, JielongError, RecipeError
 from jielong.stages.pipeline import run_recipe
 from jielong.tokenizer import Tokenizer
 
+from .conftest import RUN
+
 COMMON = """
 batch_rows = 4
 learning_rate = 3e-3
 evaluate_every = 100
 checkpoint_every = 2
 """
-RECIPE = f"""
-[run]
+RECIPE = f"""{RUN}
 seed = 3
-device = "cpu"
-dtype = "float32"
-threads = 1
 
 [data]
 root = "DATA"

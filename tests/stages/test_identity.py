@@ -31,45 +31,25 @@ from jielong.stages.identity import FileHashes, changed_file
 from jielong.stages.judging import _kl
 from jielong.tokenizer.chat import render
 
+from .conftest import NOTES, RUN, notes
+
 Invoke = Callable[..., tuple[int, str, str]]
 
-RECIPE = """
-[run]
-device = "cpu"
-dtype = "float32"
-threads = 1
-
-[data.sources.notes]
-path = "notes.txt"
-split = "line"
-
+TALKS = """
 [data.sources.talks]
 path = "talks.jsonl"
-
-[data.sources.votes]
-path = "votes.jsonl"
-
-[curate]
-sources = ["notes"]
-min_stop_words = 0
-heldout_fraction = 0.2
-
-[tokenizer]
-vocab_size = 263
-
-[pretrain]
-model = {width = 32, decoder_layers = 1, num_heads = 2}
-context_tokens = 128
-batch_rows = 8
-num_steps = 2
-learning_rate = 1e-3
-
+"""
+SFT = """
 [sft]
 sources = ["talks"]
 batch_rows = 2
 num_steps = 2
 learning_rate = 1e-3
-
+"""
+RECIPE = f"""{RUN}{NOTES.replace("context_tokens = 64", "context_tokens = 128")}{TALKS}
+[data.sources.votes]
+path = "votes.jsonl"
+{SFT}
 [reward]
 sources = ["votes"]
 batch_rows = 4
@@ -105,11 +85,7 @@ def talks(num: int, reply: str = "By the river, the {} says.") -> str:
 
 def write_data(folder: Path) -> None:
     folder.mkdir()
-    notes = [
-        f"On day {n} of the journey the {ANIMALS[n % 7]} met a {ANIMALS[n * n % 5]} by the river and spoke of rain.\n"
-        for n in range(150)
-    ]
-    (folder / "notes.txt").write_text("".join(notes), encoding="utf-8")
+    (folder / "notes.txt").write_text(notes(150), encoding="utf-8")
     (folder / "talks.jsonl").write_text(talks(20), encoding="utf-8")
     votes = [
         {
@@ -289,6 +265,9 @@ def test_documents_of_the_world_are_never_divided() -> None:
     assert list(_split(document, by_hash, {"notes"})) == [(document, False)]
     parts = list(_split(Document("abcdefgh", "en", "notes"), whole, {"notes"}))
     assert [(part.text, held) for part, held in parts] == [("abcd", False), ("efgh", True)]
+    short = SimpleNamespace(heldout_fraction=0.2, heldout="tail")
+    parts = list(_split(Document("ab", "en", "notes"), short, {"notes"}))
+    assert [(part.text, held) for part, held in parts] == [("ab", False)]  # and no document without text
 
 
 def test_own_prompts_are_kept_out_of_the_text(finished: Path) -> None:
@@ -366,10 +345,8 @@ def test_reported_kl_is_at_the_temperature_of_the_replies(finished: Path) -> Non
 
 def test_a_model_to_start_from_is_an_input(finished: Path, tmp_path: Path, invoke: Invoke) -> None:
     shutil.copytree(finished / "run" / "03-pretrain" / "model", tmp_path / "base")
-    text = RECIPE.partition("[curate]")[0].replace('[data.sources.notes]\npath = "notes.txt"\nsplit = "line"\n', "")
-    text = text.partition("[data.sources.votes]")[0] + RECIPE[RECIPE.index("[sft]") : RECIPE.index("[reward]")]
     recipe = tmp_path / "tuned.toml"
-    recipe.write_text(text + f'model = "{tmp_path / "base"}"\n', encoding="utf-8")
+    recipe.write_text(RUN + TALKS + SFT + f'model = "{tmp_path / "base"}"\n', encoding="utf-8")
     command = ("run", recipe, "--out", tmp_path / "run", "--set", f"data.root={finished / 'data'}")
     code, _, said = invoke(*command)
     assert code == 0, said

@@ -9,12 +9,18 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from jielong.errors import JielongError
+from jielong.errors import JielongError, TrainingError
+from jielong.runtime import Runtime
+from jielong.stages import pipeline
 from jielong.stages.pipeline import run_recipe
+from jielong.train.parallel import Layout
 
 PRETRAINED = """
 [run]
@@ -179,3 +185,21 @@ def test_layouts_that_do_not_fit_are_told_before_anything_runs(
     with pytest.raises(JielongError) as caught:
         run_recipe(recipe, tmp_path / "not", overrides=settings, quiet=True)
     assert told in str(caught.value) and not (tmp_path / "not").exists()
+
+
+def test_a_process_that_is_gone_is_told_wherever_the_others_talk(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In PPO's rollouts and between stages, too, not in training alone."""
+
+    def lost(what: str, text: str, runtime: Runtime) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1")
+
+    @contextmanager
+    def two(runtime: Runtime, layout: Layout) -> Iterator[Runtime]:
+        yield replace(runtime, world_size=2)
+
+    monkeypatch.setattr(pipeline, "joined", two)
+    monkeypatch.setattr(pipeline, "check_agreement", lost)
+    with pytest.raises(TrainingError, match="process 0 of 2 has lost another one"):
+        run_recipe(recipe, tmp_path / "lost", quiet=True)

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from jielong.stages import pipeline
+
 Outcome = tuple[int, str, str]
 Invoke = Callable[..., Outcome]
 Trouble = Callable[..., tuple[int, str]]
@@ -138,3 +140,25 @@ def test_kill_from_outside(
     assert code == 0, said
     assert "pretrain: going on from step " in said
     assert_equal_to_reference(folder, "pretrain")
+
+
+def test_killed_between_done_and_the_end_nothing_is_trained_anew(
+    recipe: Path, copied: Callable[[str], Path], stage_of: Callable[[Path, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints go when the stage is done: before that they are what it would go on from."""
+    folder = copied("reward")
+    monkeypatch.setattr(pipeline, "clear_checkpoints", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run_recipe(recipe, folder, until="reward", quiet=True)
+    reward = stage_of(folder, "reward")
+    assert (reward / "checkpoints").is_dir()
+    metrics = (reward / "metrics.jsonl").stat().st_mtime_ns
+    monkeypatch.undo()
+    pipeline.run_recipe(recipe, folder, until="reward", quiet=True)
+    assert (reward / "metrics.jsonl").stat().st_mtime_ns == metrics
+    assert not (reward / "checkpoints").exists()
+
+
+def killed(folder: Path) -> None:
+    if folder.name == "05-reward":
+        raise KeyboardInterrupt

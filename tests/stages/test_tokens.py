@@ -16,12 +16,10 @@ from jielong.stages import pretraining, tokens
 from jielong.stages.pipeline import run_recipe
 from jielong.tokenizer import Tokenizer
 
+from .conftest import RUN
+
 Invoke = Callable[..., tuple[int, str, str]]
-RECIPE = """
-[run]
-device = "cpu"
-dtype = "float32"
-threads = 1
+RECIPE = f"""{RUN}
 [data.sources.tales]
 path = "tales.txt"
 split = "line"
@@ -36,12 +34,12 @@ heldout_fraction = 0.2
 [tokenizer]
 vocab_size = 263
 [pretrain]
-model = {width = 32, decoder_layers = 1, num_heads = 2}
+model = {{width = 32, decoder_layers = 1, num_heads = 2}}
 context_tokens = 32
 batch_rows = 8
 num_steps = 4
 learning_rate = 1e-3
-mixture = {tales = 1.0, notes = 3.0}
+mixture = {{tales = 1.0, notes = 3.0}}
 """
 
 

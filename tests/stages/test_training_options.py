@@ -6,57 +6,30 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
+from torch import Tensor
 
+from jielong.errors import RecipeError
 from jielong.recipe import parse_recipe
 from jielong.runtime import Runtime
 from jielong.stages import training
+from jielong.stages.context import Context
 from jielong.stages.identity import run_hash, stage_hash
 from jielong.stages.pipeline import run_recipe
 
-RECIPE = """
-[run]
-device = "cpu"
-dtype = "float32"
-threads = 1
-
-[data]
-root = "."
-
-[data.sources.notes]
-path = "notes.txt"
-split = "line"
-
-[curate]
-sources = ["notes"]
-min_stop_words = 0
-heldout_fraction = 0.2
-
-[tokenizer]
-vocab_size = 263
-
-[pretrain]
-model = {width = 16, decoder_layers = 1, num_heads = 2}
-context_tokens = 64
-batch_rows = 4
-num_steps = 3
-learning_rate = 1e-3
-"""
+from .conftest import NOTES, RUN, notes
 
 
 @pytest.fixture
 def recipe(no_probe: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    animals = ["fox", "heron", "badger", "otter", "owl"]
-    lines = [
-        f"On day {n} of the journey the {animals[n % 5]} met an {animals[n * n % 5]} by the river and spoke of rain."
-        for n in range(150)
-    ]
-    (tmp_path / "notes.txt").write_text("\n".join(lines))
+    (tmp_path / "notes.txt").write_text(notes(150))
     path = tmp_path / "small.toml"
-    path.write_text(RECIPE)
+    path.write_text(f'{RUN}[data]\nroot = "."\n{NOTES}')
     return path
 
 
@@ -93,3 +66,34 @@ def test_only_what_is_asked_for_enters_the_hashes(recipe: Path) -> None:
     hashes = [stage_hash(one, one.stages[2], {}, "before") for one in (plain, parse_recipe(recipe), with_z)]
     assert hashes[0] == hashes[1] != hashes[2]
     assert run_hash(plain, runtime) == run_hash(with_z, runtime) != run_hash(compiled, runtime)
+
+
+def test_experts_are_kept_in_balance_as_they_train(recipe: Path) -> None:
+    model = "{width = 32, decoder_layers = 1, num_heads = 2, ffn_width = 32, num_experts = 4, experts_per_token = 2}"
+    settings = [f"pretrain.model={model}", "pretrain.z_loss=0.01"]
+    run_recipe(recipe, "experts", settings, until="pretrain", quiet=True)
+    lines = (Path("experts") / "03-pretrain" / "metrics.jsonl").read_text().splitlines()
+    for line in map(json.loads, lines):
+        assert line["router_balance"] >= 0.99 and line["router_peak"] <= 0.5
+        added = 0.01 * line["router_balance"] + 0.001 * line["router_z"]
+        assert 0.2 < line["loss_nats"] - line["label_nats"] - added < 0.5, "0.01 times (log Z)^2, with log Z about 5.6"
+    with pytest.raises(RecipeError, match="router_balance = 0.1 has no effect: the model has no experts; delete it"):
+        parse_recipe(recipe, ["pretrain.router_balance=0.1"])
+
+
+def test_dropout_of_several_processes_is_a_function_of_the_step() -> None:
+    """A checkpoint holds one generator's state: after a stop all processes would drop alike, and not as before."""
+
+    def drawn(step: int, **place: int) -> Tensor:
+        runtime = Runtime(torch.device("cpu"), torch.float32, **place)
+        training.seed_dropout(cast(Context, SimpleNamespace(seed=7, runtime=runtime)), step)
+        return torch.rand(4)
+
+    first, other = drawn(3, rank=0, world_size=2), drawn(3, rank=1, world_size=2)
+    assert not torch.equal(first, other) and not torch.equal(first, drawn(4, rank=0, world_size=2))
+    assert torch.equal(first, drawn(3, rank=0, world_size=2))
+    assert torch.equal(drawn(3, tensor_rank=0, tensor_size=2), drawn(3, tensor_rank=1, tensor_size=2))
+    torch.manual_seed(1)
+    goes_on = torch.rand(4)
+    torch.manual_seed(1)
+    assert torch.equal(drawn(3), goes_on)  # of a single process the checkpoint holds it

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent.parent.parent / "benchmarks"
 def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.setattr("jielong.stages.comparisons.NUM_REFERENCE_REPLIES", 48)  # quick, and as good for this
-    monkeypatch.setattr("jielong.report.page.draw", lambda panel, name: "")  # the same curves after each stage
+    monkeypatch.setattr("jielong.report.curves.draw", lambda panel, name: "")  # the same curves after each stage
     return importlib.import_module("two_rounds")
 
 

@@ -12,15 +12,19 @@ from typing import Any
 import pytest
 
 import jielong
+from jielong.align.comparisons import Comparison
 from jielong.cli.models import find_model
 from jielong.config import config_hash
 from jielong.data.examples import read_comparisons
 from jielong.data.sources import Source
 from jielong.data.votes import Answer, Vote, append_vote, read_votes
+from jielong.errors import DataError
 from jielong.folder import model_hash
 from jielong.recipe import parse_recipe
+from jielong.stages.comparisons import encode_heldout
 from jielong.stages.context import promoted_model
 from jielong.stages.identity import stage_hash
+from jielong.tokenizer import Tokenizer
 
 StageOf = Callable[[Path, str], Path]
 Invoke = Callable[..., tuple[int, str, str]]
@@ -79,7 +83,7 @@ def thirty() -> list[Vote]:
 def quick() -> Iterator[None]:
     """Scores get their zero on fewer replies, and no curves are drawn anew after each stage."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jielong.report.page.draw", lambda panel, name: "")
+        patch.setattr("jielong.report.curves.draw", lambda panel, name: "")
         patch.setattr("jielong.stages.comparisons.NUM_REFERENCE_REPLIES", 48)
         yield
 
@@ -229,7 +233,7 @@ def test_other_votes_make_another_stage(
         ([vote(n, "a", (BAD, BAD)) for n in range(9)], (), "none of 9 votes says which of two different answers"),
         ([vote(0), vote(0, user="bob")], (), "1 prompt(s) cannot be split"),
         ([vote(n) for n in range(3)], (), "comparisons are fewer than one batch of 4 prompts"),
-        ([vote(n, "a", ("long " * 200, BAD)) for n in range(9)], (), "0 comparisons are fewer than one batch of 4"),
+        ([vote(n, "a", ("long " * 200, BAD)) for n in range(9)], (), "none is decided and fits a context of 128"),
     ],
     ids=["empty", "garbage", "ties", "identical", "one prompt", "few", "too long"],
 )
@@ -308,6 +312,25 @@ def test_dpo_and_sft_learn_from_votes(
     jielong.run(write_recipe(path, ""), again, overrides=settings, quiet=True)
     before, after = figures(reference, "sft"), figures(again, "sft")
     assert after["edited_answers"] == 1 and after["conversations"] == before["conversations"] + 1
+
+
+def test_what_could_not_be_judged_is_told_before_it_is_trained(
+    sft_only: Callable[[], Path], write_recipe: Callable[[Path, str], Path], tmp_path: Path
+) -> None:
+    path, folder = write(tmp_path / "votes.jsonl", thirty()), sft_only()
+    dpo = '[dpo]\nbeta = 0.1\nnum_steps = 2\nbatch_rows = 4\nlearning_rate = 1e-3\nvotes.files = ["VOTES"]\n'
+    dpo += "max_new_tokens = 120\njudged_prompts = 4\n"
+    with pytest.raises(DataError, match="none of 4 held-out prompts leaves room for a reply of 120 tokens"):
+        jielong.run(write_recipe(path, dpo), folder, quiet=True)
+    assert not (folder / "05-dpo" / "metrics.jsonl").exists()
+
+
+def test_held_out_comparisons_of_which_none_is_decided_are_told(reference: Path) -> None:
+    tokenizer = Tokenizer.load(reference / "02-tokenizer" / "model")
+    tie = {"messages": [{"role": "user", "content": "Tell a story."}], "replies": [GOOD, BAD], "pairs": []}
+    heldout = [Comparison.from_record({**tie, "ties": [[0, 1]]})] * 3
+    with pytest.raises(DataError, match=r"^\[dpo\] nothing to judge with: of 3 .* \(3 undecided, 0 too long\)"):
+        encode_heldout(heldout, tokenizer, 128, "[dpo]")
 
 
 # The gate
@@ -474,6 +497,7 @@ def test_a_recipe_without_votes_has_the_hashes_that_it_had_before_there_were_any
     for stage in parsed.stages:
         settings = stage.settings.model_dump(mode="json")
         assert settings.pop("votes", None) is None
-        assert settings.pop("mixture", None) is None and settings.pop("z_loss", 0.0) == 0.0  # younger settings too
+        younger = {"mixture": None, "z_loss": 0.0, "router_balance": 0.01, "router_z": 0.001}
+        assert all(settings.pop(name, value) == value for name, value in younger.items())
         content = {"name": stage.name, "kind": stage.kind, "settings": settings, "before": "x"}
         assert stage_hash(parsed, stage, {}, "x") == config_hash(content)

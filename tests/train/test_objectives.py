@@ -102,8 +102,11 @@ def test_router_losses_join_the_sum(model: Transformer) -> None:
     assert metrics["router_z"].item() == pytest.approx(batch.num_units * router_z)
     assert 1 / 4 <= metrics["router_peak"].item() / batch.num_units <= 1 / 2  # two choices a token: at most a half
     assert not any(value.requires_grad for value in metrics.values())
+    assert metrics["label_nats"].item() == plain.item()
     without, _ = next_token_of_experts(balance=0.0, router_z=0.0)(experts, batch)
     assert without.item() == plain.item()
+    with_z, _ = next_token_of_experts(balance=0.0, router_z=0.0, z_weight=0.5)(experts, batch)
+    assert with_z.item() == next_token_and_z(0.5)(experts, batch)[0].item() > plain.item()
 
 
 def test_the_balance_loss_balances() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -95,7 +96,10 @@ class _Ragged:
 
     def __init__(self, rows: Sequence[Sequence[int]]) -> None:
         self.lengths = torch.tensor([len(row) for row in rows])  # (N,)
-        self._ids = torch.tensor([token for row in rows for token in row], dtype=torch.int32)
+        flat = array("i")
+        for row in rows:
+            flat.extend(row)
+        self._ids = torch.frombuffer(flat, dtype=torch.int32) if flat else torch.zeros(0, dtype=torch.int32)
         self._starts = self.lengths.cumsum(0) - self.lengths
 
     def rows(self, chosen: Tensor) -> list[Tensor]:

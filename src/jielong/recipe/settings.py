@@ -223,6 +223,16 @@ class PretrainSettings(Optimisation):
     mixture: dict[str, Positive] | None = None  # source -> weight; without it each source counts by its size
     start: Literal["random", "induction"] = "random"  # induction: with a circuit that copies, see model/induction.py
     z_loss: Annotated[float, Field(ge=0)] = 0.0  # of (log Z)^2 a token; PaLM has 1e-4, the rest nothing
+    router_balance: Annotated[float, Field(ge=0)] = 0.01  # of experts: of the loss that lets all be chosen alike often
+    router_z: Annotated[float, Field(ge=0)] = 0.001  # of experts: of (log Z)^2 of the router, a token and layer
+
+    @model_validator(mode="after")
+    def _check_experts(self) -> PretrainSettings:
+        for name in ("router_balance", "router_z"):
+            value, usual = self.__dict__[name], type(self).model_fields[name].default
+            if value != usual and not self.model.sizes().get("num_experts"):
+                raise ValueError(f"{name} = {value} has no effect: the model has no experts; delete it")
+        return self
 
     @model_validator(mode="after")
     def _check_start(self) -> PretrainSettings:

@@ -65,6 +65,9 @@ class Panel:
     whole: bool = True
 
 
+Drawn = dict[str, tuple[Panel, str]]  # name of a curve -> what it shows, and its SVG
+
+
 def column(metrics: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
     """(steps, values) of the lines in which the metric stands and is a number."""
     pairs = [(row["step"], row[name]) for row in metrics if isinstance(row.get(name), int | float)]
@@ -90,6 +93,14 @@ def draw(panel: Panel, name: str) -> str:
         target = io.StringIO()
         figure.savefig(target, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _embed(target.getvalue(), name)
+
+
+def draw_once(panel: Panel, name: str, drawn: Drawn) -> str:
+    """`draw`, or what it gave when the panel of this name showed the same. drawn: what there is; gets what is new."""
+    known = drawn.get(name)
+    if known is None or known[0] != panel:
+        known = drawn[name] = (panel, draw(panel, name))
+    return known[1]
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jielong.log import format_count, format_seconds
-from jielong.report.curves import draw
+from jielong.report.curves import Drawn, draw_once
 from jielong.report.markup import figures_table, folded, label, mark, number, section, table, text
 from jielong.report.panels import panels
 
@@ -39,15 +39,18 @@ class Files(Protocol):
     ledger: dict[str, Any]
 
 
-def page(report: dict[str, Any], files: dict[str, Any], recipe_text: str) -> str:
-    """The whole page. report: what report.json holds; files: stage name -> Files; recipe_text: the resolved recipe."""
+def page(report: dict[str, Any], files: dict[str, Any], recipe_text: str, drawn: Drawn) -> str:
+    """The whole page. report: what report.json holds; files: stage name -> Files; recipe_text: the resolved recipe.
+
+    drawn: curves of an earlier page of the same run, which are not drawn anew; gets those that are new.
+    """
     body = [
         _head(report),
         section("Stages", _stage_table(report), "stages"),
         section("Skills on unseen questions", _skills(report), "skills"),
         section("Benchmarks", _benchmarks(report), "benchmarks"),
         section("What the models say", _samples(report, files), "samples"),
-        *(_stage(name, stage, files[name]) for name, stage in report["stages"].items()),
+        *(_stage(name, stage, files[name], drawn) for name, stage in report["stages"].items()),
         section("Plan and actual", _plan(report), "plan"),
         section("Sources and licences", _sources(report), "sources"),
         section("Machine, seed, versions", _environment(report), "environment"),
@@ -182,16 +185,16 @@ def _bar(rate: float | None, ci95: list[float] | None) -> str:
     return f'<span class="bar" title="{interval}"><i style="width:{width}%"></i></span><b>{width} %</b>'
 
 
-def _stage(name: str, stage: dict[str, Any], files: Files) -> str:
+def _stage(name: str, stage: dict[str, Any], files: Files, drawn: Drawn) -> str:
     """One stage: its rule, its curves, its tables."""
     kind, figures = stage["kind"], stage["figures"]
     rules = "".join(
         f'<p class="rule">{mark(rule["passed"])} {text(rule["rule"])}: {text(rule["shown"])}</p>'
         for rule in stage["rules"]
     )
-    drawn = panels(kind, files.metrics, figures)
-    svgs = "".join(draw(panel, f"{name}-{number}") for number, panel in enumerate(drawn))
-    curves = f'<div class="curves">{svgs}</div>' if drawn else ""
+    shown_curves = enumerate(panels(kind, files.metrics, figures))
+    svgs = "".join(draw_once(panel, f"{name}-{place}", drawn) for place, panel in shown_curves)
+    curves = f'<div class="curves">{svgs}</div>' if svgs else ""
     ledger = _ledger(figures, files.ledger) if kind == "curate" else ""
     shown = [(key, figures[key]) for key in HIGHLIGHTS.get(kind, ()) if figures.get(key) is not None]
     highlights = "".join(f"<div><dt>{label(key)}</dt><dd>{number(key, value)}</dd></div>" for key, value in shown)

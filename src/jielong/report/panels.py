@@ -119,10 +119,14 @@ def _best_of_n(figures: dict[str, Any]) -> Panel:
 
 
 def _likelihood(metrics: Metrics, figures: dict[str, Any]) -> Panel:
-    """Loss beside the n-grams, in bits per byte when the figures tell how many bytes a token has."""
+    """Loss beside the n-grams, in bits per byte when the figures tell how many bytes a token has.
+
+    Where something is added to the loss, the likelihood is a metric of its own.
+    """
+    name = "label_nats" if column(metrics, "label_nats")[0] else "loss_nats"
     per_token, per_byte = figures.get("heldout_loss_nats"), figures.get("heldout_bits_per_byte")
     if not per_token or not per_byte:
-        return Panel("loss, nats a token", _with_mean("training", metrics, "loss_nats"))
+        return Panel("loss, nats a token", _with_mean("training", metrics, name))
     scale = per_byte / per_token  # nats a token -> bits per byte: exact on held-out text, close on the rest
     levels = [
         (label, figures[name])
@@ -131,7 +135,7 @@ def _likelihood(metrics: Metrics, figures: dict[str, Any]) -> Panel:
     ]
     training = [
         Line(line.label, line.steps, [value * scale for value in line.values], line.faint)
-        for line in _with_mean("training", metrics, "loss_nats")
+        for line in _with_mean("training", metrics, name)
     ]
     lines = [*training, *_line("held-out", metrics, "heldout_bits_per_byte")]
     top = max([level for _, level in levels] + [line.values[-1] for line in lines], default=1.0)

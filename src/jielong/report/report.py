@@ -11,6 +11,7 @@ from typing import Any
 from jielong import __version__
 from jielong.config import load_toml, write_atomic
 from jielong.log import read_metrics
+from jielong.report.curves import Drawn
 from jielong.report.page import page
 from jielong.report.verdicts import verdicts
 from jielong.runtime import peak_memory_bytes
@@ -28,11 +29,12 @@ class StageFiles:
     ledger: dict[str, Any] = field(default_factory=dict)
 
 
-def write_report(run_folder: str | Path) -> dict[str, Any]:
+def write_report(run_folder: str | Path, drawn: Drawn | None = None) -> dict[str, Any]:
     """Writes report.json and report.html into the run folder from the stages that are finished; returns the former.
 
     Reads recipe.toml, environment.json, plan.json and, in each NN-NAME folder, figures.json, metrics.jsonl,
     samples.json, best_liked.json and ledger.json; all but figures.json may be missing.
+    drawn: curves that earlier calls for this run drew; given again and again, it spares those that have not changed.
     """
     folder = Path(run_folder)
     report = gather(folder)
@@ -40,7 +42,7 @@ def write_report(run_folder: str | Path) -> dict[str, Any]:
     files = {path.name[3:]: _stage_files(path) for path in _stage_folders(folder)}
     recipe_file = folder / "recipe.toml"
     recipe_text = recipe_file.read_text(encoding="utf-8") if recipe_file.exists() else ""
-    write_atomic(folder / "report.html", page(report, files, recipe_text))
+    write_atomic(folder / "report.html", page(report, files, recipe_text, {} if drawn is None else drawn))
     return report
 
 

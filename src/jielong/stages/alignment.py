@@ -22,7 +22,7 @@ from jielong.model.hf import read_provenance
 from jielong.model.transformer import Transformer
 from jielong.stages.context import Context
 from jielong.stages.instruction import conversation_rows, conversations
-from jielong.stages.judging import Prompt, alignment_tax, compare, heldout_prompts, watcher
+from jielong.stages.judging import Prompt, alignment_tax, answerable, compare, heldout_prompts, watcher
 from jielong.stages.tokens import corpus_rows, mixed
 from jielong.stages.training import settle
 from jielong.tokenizer import Tokenizer
@@ -42,6 +42,7 @@ def run_policy(context: Context) -> dict[str, Any]:
     policy, tokenizer = load(parent)
     start_model, _ = load(parent)
     training, heldout = _prompts(context)
+    heldout = answerable(context, heldout, tokenizer, policy.config.max_length)
     ids = [render(prompt["messages"], tokenizer, reply=True)[0] for prompt in training]
     reward = _reward(context, tokenizer, dict(zip(map(tuple, ids), training, strict=True)))
     ids, num_too_long = fitting_prompts(ids, policy.config.max_length, settings.max_new_tokens)

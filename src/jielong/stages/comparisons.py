@@ -23,6 +23,7 @@ from jielong.align.comparisons import (
 from jielong.align.reward import RewardModel, bradley_terry, scalar_from_policy
 from jielong.align.rollout import fitting_prompts
 from jielong.data.examples import read_comparisons
+from jielong.errors import DataError
 from jielong.evaluate.gold import Gold, agreement, calibrate_labeller, simulated_labels
 from jielong.folder import load
 from jielong.generate.engine import Engine
@@ -46,7 +47,7 @@ def run_reward(context: Context) -> dict[str, Any]:
         gathered = gather_comparisons(context, policy, tokenizer)
     ties = settings.ties == "half"
     encoded = encode_comparisons(gathered.training, tokenizer, policy.config.max_length, ties)
-    held = encode_comparisons(gathered.heldout, tokenizer, policy.config.max_length)
+    held = encode_heldout(gathered.heldout, tokenizer, policy.config.max_length, f"[{context.name}]")
     num_rows, num_micro = micro_batches(context)
     batches, steps_per_epoch = comparison_batches(encoded.items, num_rows, tokenizer.pad_id, context.seed, num_micro)
     model = scalar_from_policy(policy, context.runtime.generator(context.name, "head"))
@@ -107,6 +108,22 @@ def gather_comparisons(context: Context, policy: Transformer, tokenizer: Tokeniz
     made_by_people = set(map(id, voted))
     heldout_votes = [comparison for comparison in heldout if id(comparison) in made_by_people]
     return Gathered(training, heldout, heldout_votes, sampled, labelling | figures, len(left_out))
+
+
+def encode_heldout(heldout: list[Comparison], tokenizer: Tokenizer, context_tokens: int, here: str) -> Encoded:
+    """Tokens of the held-out comparisons.
+
+    Raises DataError, beginning with `here`, when none of them says anything: asked before a model is trained, for
+    nothing could be measured.
+    """
+    encoded = encode_comparisons(heldout, tokenizer, context_tokens)
+    if not encoded.items:
+        raise DataError(
+            f"{here} nothing to judge with: of {len(heldout)} held-out comparisons none is decided and fits a context "
+            f"of {context_tokens} tokens ({encoded.num_undecided} undecided, {encoded.num_too_long} too long); hold "
+            "out more, or give more comparisons"
+        )
+    return encoded
 
 
 def _by_people(model: Transformer, gathered: Gathered, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:

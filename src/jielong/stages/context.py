@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jielong.config import data_root, write_atomic
+from jielong.config import data_root, replacing, write_atomic
 from jielong.data.sources import Source
 from jielong.data.world import World
 from jielong.errors import RecipeError
@@ -23,6 +23,7 @@ from jielong.runtime import Runtime, derive_seed
 from jielong.train.parallel import wait_for_all
 
 PROMOTED = "promoted.json"  # of a promote stage: the model that it chose, relative to the stage's folder
+CHECKPOINTS = "checkpoints"  # a stage's folder of them
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Context:
     @property
     def checkpoints(self) -> Path:
         """Of the run: all processes go on from the same one; the leading one writes it."""
-        return self.home / "checkpoints"
+        return self.home / CHECKPOINTS
 
     @property
     def leads(self) -> bool:
@@ -162,9 +163,10 @@ class Context:
             "steps": steps,
         }
 
-    def clear_checkpoints(self) -> None:
-        """Remove the training state of a finished stage; its model folder is what stays."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+def clear_checkpoints(folder: Path) -> None:
+    """Remove the training state of a finished stage; its model folder is what stays. folder: the stage's."""
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def promoted_model(folder: Path) -> Path:
@@ -183,16 +185,17 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def writing_jsonl(path: Path) -> Iterator[Callable[[object], None]]:
-    """Within the block: a function that adds one JSON object as a line. After it, the file is in its place."""
+    """Within the block: a function that adds one JSON object as a line. After it, the file is on the disk in its place.
+
+    An error in the block leaves an older file as it was, and nothing beside it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "w", encoding="utf-8") as file:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         yield lambda record: print(json.dumps(record, ensure_ascii=False), file=file)
-    temporary.replace(path)
 
 
 def write_jsonl(path: Path, records: Iterable[object]) -> None:
-    """Write one JSON object a line through a temporary file."""
+    """Write one JSON object a line, all of them or none."""
     with writing_jsonl(path) as write:
         for record in records:
             write(record)

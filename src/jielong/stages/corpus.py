@@ -94,8 +94,9 @@ def _split(document: Document, settings: Any, divisible: Container[str]) -> Iter
         yield document, False
     elif settings.heldout == "tail":
         cut = round(len(document.text) * (1 - settings.heldout_fraction))
-        yield Document(document.text[:cut], document.language, document.source), False
-        yield Document(document.text[cut:], document.language, document.source), True
+        for text, is_heldout in ((document.text[:cut], False), (document.text[cut:], True)):
+            if text and not text.isspace():  # of a short text one part may be
+                yield Document(text, document.language, document.source), is_heldout
     else:
         digest = int.from_bytes(hashlib.sha256(document.text.encode()).digest()[:4], "big")
         yield document, digest / 2**32 < settings.heldout_fraction

@@ -26,6 +26,8 @@ NEWER: tuple[tuple[str | None, str, object], ...] = (
     (None, "votes", None),
     ("pretrain", "mixture", None),
     (None, "z_loss", 0.0),
+    ("pretrain", "router_balance", 0.01),
+    ("pretrain", "router_z", 0.001),
     ("mlm", "start", "random"),
     ("translate", "switches", []),
 )

@@ -10,6 +10,7 @@ from jielong.align.diversity import diversity_figures
 from jielong.align.judges import Scorer
 from jielong.align.rollout import lay_out
 from jielong.data.pack import Rows
+from jielong.errors import DataError
 from jielong.evaluate.gold import Gold, judge
 from jielong.evaluate.likelihood import bits_per_byte, heldout_logprobs, heldout_nats, scored_bytes
 from jielong.evaluate.skills import check
@@ -32,6 +33,22 @@ def heldout_prompts(context: Context) -> list[Prompt]:
         return context.world.story_prompts(settings.judged_prompts, "heldout")
     _, heldout = conversations(context.sibling("sft"), [])
     return [{"messages": record["messages"][:-1]} for record in heldout][: settings.judged_prompts]
+
+
+def answerable(context: Context, prompts: list[Prompt], tokenizer: Tokenizer, context_tokens: int) -> list[Prompt]:
+    """The prompts that leave room for a reply of max_new_tokens. Raises DataError when none does.
+
+    Asked before a model is trained: without them nothing could be said of it.
+    """
+    limit = context_tokens - context.settings.max_new_tokens
+    fitting = [prompt for prompt in prompts if len(render(prompt["messages"], tokenizer, reply=True)[0]) <= limit]
+    if not fitting:
+        raise DataError(
+            f"[{context.name}] nothing to judge on: none of {len(prompts)} held-out prompts leaves room for a reply of "
+            f"{context.settings.max_new_tokens} tokens in a context of {context_tokens}; lower max_new_tokens, or hold "
+            "out shorter prompts"
+        )
+    return fitting
 
 
 def sampled_replies(
@@ -58,12 +75,11 @@ def compare(
 ) -> dict[str, Any]:
     """Win rate, rewards and distance on held-out prompts, each answered judged_seeds times by both models.
 
-    reward: for the proxy's figures, None where there is none. Prompts with "words" are judged by the hidden preference,
-    those with "answers" by their own rule. Side effects: samples.json, and with a reward best_liked.json.
+    prompts: all `answerable`; those with "words" are judged by the hidden preference, those with "answers" by their own
+    rule. reward: for the proxy's figures, None where there is none. Side effects: samples.json, and with a reward
+    best_liked.json.
     """
     settings, label = context.settings, context.kind
-    limit = after.config.max_length - settings.max_new_tokens
-    prompts = [p for p in prompts if len(render(p["messages"], tokenizer, reply=True)[0]) <= limit]
     asked = prompts * settings.judged_seeds
     replies: dict[str, list[Completion]] = {"sft": [], label: []}
     for who, model in (("sft", before), (label, after)):

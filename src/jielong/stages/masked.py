@@ -19,7 +19,7 @@ from jielong.model.neighbours import plant_neighbours
 from jielong.model.transformer import Transformer
 from jielong.plan.count import count_parameters
 from jielong.runtime import derive_seed
-from jielong.stages.context import Context, read_jsonl
+from jielong.stages.context import Context, each_jsonl
 from jielong.stages.training import micro_batches, train
 from jielong.tokenizer import Tokenizer
 from jielong.train.masked import hidden_token
@@ -98,7 +98,7 @@ def sentence_rows(context: Context, tokenizer: Tokenizer, documents: str) -> Sen
     source: Path = context.folder_of("curate") / f"{documents}.jsonl"
     cls_id, sep_id = tokenizer.special_ids[Tokenizer.ENCODER[0]], tokenizer.special_ids[Tokenizer.ENCODER[1]]
     pairing = Pairing(cls_id, sep_id, settings.context_tokens, settings.next_sentence, settings.short_fraction)
-    texts = (record["text"] for record in read_jsonl(source))
+    texts = (record["text"] for record in each_jsonl(source))
     sentences = encode_sentences(texts, tokenizer.encode, max(1, pairing.room // 2))
     try:
         rows = make_rows(sentences, pairing, derive_seed(context.seed, "pairs", documents))

@@ -20,11 +20,11 @@ from jielong.evaluate.tasks import check_present
 from jielong.log import Progress
 from jielong.recipe import Recipe, Stage, parse_recipe, write_toml
 from jielong.recipe.costing import format_plan, plan_recipe
-from jielong.report import write_report
+from jielong.report import Drawn, write_report
 from jielong.runtime import Runtime, derive_seed, detect, environment
 from jielong.stages.alignment import run_policy
 from jielong.stages.comparisons import run_reward
-from jielong.stages.context import Context, read_json, write_json
+from jielong.stages.context import Context, clear_checkpoints, read_json, write_json
 from jielong.stages.corpus import run_curate, run_tokenizer
 from jielong.stages.evaluation import run_evaluate
 from jielong.stages.finetuning import run_finetune
@@ -44,7 +44,7 @@ from jielong.stages.pretraining import run_pretrain
 from jielong.stages.promotion import run_promote
 from jielong.stages.translation import run_translate
 from jielong.stages.votes import check_votes, keep_votes
-from jielong.train.parallel import check_agreement, joined, wait_for_all
+from jielong.train.parallel import check_agreement, joined, told_when_lost, wait_for_all
 
 try:
     import fcntl
@@ -105,7 +105,7 @@ def run_recipe(
             check_present(stage.settings.tasks, data_root(recipe.data.root))
     runtime = detect(recipe.run.device, recipe.run.dtype, recipe.run.threads, recipe.run.seed)
     folders = {stage.name: folder / f"{index:02d}-{stage.name}" for index, stage in enumerate(recipe.stages, start=1)}
-    with joined(runtime, recipe.run.layout()) as runtime:
+    with joined(runtime, recipe.run.layout()) as runtime, told_when_lost(runtime):
         check_agreement("recipe or code", f"{recipe.hash} {__version__} {until}", runtime)
         if runtime.process == 0:
             return _lead(recipe, names, folders, runtime, quiet)
@@ -117,7 +117,7 @@ def run_recipe(
 
 def _lead(recipe: Recipe, names: list[str], folders: dict[str, Path], runtime: Runtime, quiet: bool) -> dict[str, Any]:
     """The run, in the process that owns its folder."""
-    folder = next(iter(folders.values())).parent
+    folder, drawn = next(iter(folders.values())).parent, Drawn()
     with _locked(folder):
         refuse_foreign(folder, recipe, runtime, folders)
         check_votes(recipe, names, folders)
@@ -125,10 +125,10 @@ def _lead(recipe: Recipe, names: list[str], folders: dict[str, Path], runtime: R
         write_json(folder / "environment.json", environment(runtime))
         _print_plan(recipe, runtime, folder, quiet)
         with Progress(names, quiet=quiet) as progress:
-            report = write_report(folder)  # of what is finished; a kill may have come between a stage and its report
+            report = write_report(folder, drawn)  # a kill may have come between a stage and its report
             for name in names:
                 if _run_stage(recipe, name, folders, runtime, progress):
-                    report = write_report(folder)
+                    report = write_report(folder, drawn)
     return report
 
 
@@ -150,6 +150,8 @@ def _run_stage(recipe: Recipe, name: str, folders: dict[str, Path], runtime: Run
     done = (folder / "DONE").exists()
     wait_for_all(runtime)  # all have looked before one may finish it
     if done:
+        if runtime.process == 0:
+            clear_checkpoints(folder)  # a kill may have come between DONE and this
         progress.skip(name)
         return False
     earlier = order[: order.index(name)]
@@ -187,8 +189,8 @@ def _run_stage(recipe: Recipe, name: str, folders: dict[str, Path], runtime: Run
         write_json(spent_file, {"seconds": seconds})
     wait_for_all(runtime)
     write_json(folder / "figures.json", {"kind": stage.kind, "seconds": seconds, "figures": figures})
-    context.clear_checkpoints()
     write_atomic(folder / "DONE", json.dumps({"hash": made_hash(folder)}) + "\n")
+    clear_checkpoints(folder)  # no sooner: without them a stage that a kill left unfinished would be trained anew
     progress.done(name, seconds, "")
     return True
 

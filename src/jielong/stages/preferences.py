@@ -19,10 +19,10 @@ from jielong.generate.engine import Completion, Engine
 from jielong.model.transformer import Transformer
 from jielong.runtime import derive_seed
 from jielong.stages.alignment import chosen_reward, load_reward
-from jielong.stages.comparisons import gather_comparisons
+from jielong.stages.comparisons import encode_heldout, gather_comparisons
 from jielong.stages.context import Context, write_json
 from jielong.stages.instruction import conversations
-from jielong.stages.judging import Prompt, alignment_tax, compare, heldout_prompts, proxy_scores
+from jielong.stages.judging import Prompt, alignment_tax, answerable, compare, heldout_prompts, proxy_scores
 from jielong.stages.training import adapt, micro_batches, settle, train
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
@@ -35,12 +35,12 @@ def run_dpo(context: Context) -> dict[str, Any]:
     parent = context.start_model()
     policy, tokenizer = load(parent)
     start_model, _ = load(parent)
+    judged_on = answerable(context, heldout_prompts(context), tokenizer, policy.config.max_length)
     origin = context if settings.comparisons is None else context.named(settings.comparisons)
     with context.leader_first():
         gathered = gather_comparisons(origin, start_model, tokenizer)
-    encoded, held = (
-        encode_comparisons(part, tokenizer, policy.config.max_length) for part in (gathered.training, gathered.heldout)
-    )
+    encoded = encode_comparisons(gathered.training, tokenizer, policy.config.max_length)
+    held = encode_heldout(gathered.heldout, tokenizer, policy.config.max_length, f"[{context.name}]")
     items, held_items = (
         with_reference(policy, part.items, tokenizer.pad_id, context.runtime) for part in (encoded, held)
     )
@@ -57,7 +57,7 @@ def run_dpo(context: Context) -> dict[str, Any]:
     save(policy, tokenizer, context.folder / "model", context.provenance(totals.steps, parent))
     accuracy, interval = implicit_accuracy(context, policy, held_items, tokenizer)
     reward = load_reward(context.last_model("reward"), tokenizer) if context.has("reward") else None
-    figures |= compare(context, start_model, policy, reward, tokenizer, heldout_prompts(context))
+    figures |= compare(context, start_model, policy, reward, tokenizer, judged_on)
     figures |= alignment_tax(context, start_model, policy, tokenizer)
     return {
         **figures,
@@ -99,6 +99,7 @@ def run_best_of_n(context: Context) -> dict[str, Any]:
     parent = context.start_model()
     policy, tokenizer = load(parent)
     start_model, _ = load(parent)
+    judged_on = answerable(context, heldout_prompts(context), tokenizer, policy.config.max_length)
     reward = chosen_reward(context, tokenizer)
     prompts, completions = _sample(context, start_model, tokenizer)
     scores = _scores(context, proxy_scores(reward, tokenizer, completions), completions)
@@ -112,7 +113,7 @@ def run_best_of_n(context: Context) -> dict[str, Any]:
     totals = train(context, policy, next_token, loader.batches, num_steps, None, adapter)
     figures: dict[str, Any] = dict(settle(context, policy, adapter, parent))
     save(policy, tokenizer, context.folder / "model", context.provenance(totals.steps, parent))
-    figures |= compare(context, start_model, policy, reward, tokenizer, heldout_prompts(context))
+    figures |= compare(context, start_model, policy, reward, tokenizer, judged_on)
     figures |= alignment_tax(context, start_model, policy, tokenizer)
     return {
         **figures,
@@ -136,7 +137,8 @@ def _sample(context: Context, policy: Transformer, tokenizer: Tokenizer) -> tupl
         prompts = [{"messages": record["messages"][:-1]} for record in training][: settings.num_prompts]
     ids = [render(prompt["messages"], tokenizer, reply=True)[0] for prompt in prompts]
     fitting, _ = fitting_prompts(ids, policy.config.max_length, settings.max_new_tokens)
-    kept = [prompt for prompt, each in zip(prompts, ids, strict=True) if each in fitting]
+    longest = policy.config.max_length - settings.max_new_tokens
+    kept = [prompt for prompt, each in zip(prompts, ids, strict=True) if len(each) <= longest]
     n = settings.replies_per_prompt
     context.progress.say(f"{context.name}: sampling {len(fitting) * n} replies")
     completions = Engine(policy, tokenizer, context.runtime).generate(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from jielong.data.batch import Batch
 from jielong.data.loader import RowLoader
 from jielong.data.pack import Rows, pack_stream
 from jielong.evaluate.likelihood import bits_per_byte, heldout_nats, scored_bytes
@@ -28,7 +29,7 @@ from jielong.stages.evaluation import check_prompts
 from jielong.stages.tokens import corpus_rows, encode_tokens, epochs_by_source, mixed
 from jielong.stages.training import micro_batches, train
 from jielong.tokenizer import Tokenizer
-from jielong.train.objectives import next_token, next_token_and_z
+from jielong.train.objectives import Objective, next_token, next_token_and_z, next_token_of_experts
 
 # Beyond these, every n-th row or document is taken: n-grams of more tokens, and longer held-out text, would not fit.
 NGRAM_TOKENS = 1 << 24
@@ -61,8 +62,7 @@ def run_pretrain(context: Context) -> dict[str, Any]:
         nats, num_tokens = heldout_nats(model, heldout, context.runtime)
         return {"heldout_loss_nats": nats / num_tokens, "heldout_bits_per_byte": bits_per_byte(nats, heldout_bytes)}
 
-    objective = next_token_and_z(settings.z_loss) if settings.z_loss else next_token
-    totals = train(context, model, objective, loader.batches, num_steps, evaluate)
+    totals = train(context, model, _objective(settings, config), loader.batches, num_steps, evaluate)
     save(model, tokenizer, context.folder / "model", context.provenance(totals.steps))
     write_json(context.folder / "samples.json", _continuations(context, model, tokenizer, corpus / "heldout.jsonl"))
     context.progress.say(f"{context.name}: counting n-grams for the baselines")
@@ -83,6 +83,13 @@ def run_pretrain(context: Context) -> dict[str, Any]:
         "parameters": sum(count_parameters(config).values()),
         "steps": totals.steps,
     }
+
+
+def _objective(settings: Any, config: ModelConfig) -> Objective[Transformer, Batch]:
+    """What is learned. Experts want more than the next token: a router left alone sends all to a few of them."""
+    if config.num_experts:
+        return next_token_of_experts(settings.router_balance, settings.router_z, settings.z_loss)
+    return next_token_and_z(settings.z_loss) if settings.z_loss else next_token
 
 
 def _beginning(context: Context, config: ModelConfig) -> Transformer:

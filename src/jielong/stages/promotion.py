@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from jielong.align.agreement import rate_ci95
-from jielong.align.comparisons import encode_comparisons
 from jielong.align.dpo import with_reference
 from jielong.data.tally import duels
 from jielong.errors import DataError
@@ -30,13 +29,12 @@ from jielong.generate.engine import Completion
 from jielong.model.transformer import Transformer
 from jielong.recipe.promotion import ALIGNED
 from jielong.stages.alignment import load_reward
-from jielong.stages.comparisons import gather_comparisons
+from jielong.stages.comparisons import encode_heldout, gather_comparisons
 from jielong.stages.context import PROMOTED, Context, read_json, write_json
-from jielong.stages.judging import Prompt, heldout_prompts, proxy_scores, sampled_replies
+from jielong.stages.judging import Prompt, answerable, heldout_prompts, proxy_scores, sampled_replies
 from jielong.stages.preferences import implicit_accuracy
 from jielong.stages.votes import kept_votes
 from jielong.tokenizer import Tokenizer
-from jielong.tokenizer.chat import render
 
 UNFINISHED = -1e9  # the score of a reply that does not end its turn: it loses to any that does
 
@@ -115,12 +113,8 @@ def _by_heldout(context: Context, old: Path, new: Path) -> Judged:
     (reference, model), tokenizer = _both(context, old, new)
     origin = context.named(_reward_name(context))
     gathered = gather_comparisons(origin, reference, tokenizer)
-    encoded = encode_comparisons(gathered.heldout, tokenizer, model.config.max_length)
-    if not encoded.items:
-        raise DataError(
-            f"[{context.name}] nothing to judge with: of {len(gathered.heldout)} comparisons that [{origin.name}] held "
-            f"out none is decided and fits the context of {model.config.max_length} tokens"
-        )
+    here = f"[{context.name}] with what [{origin.name}] held out:"
+    encoded = encode_heldout(gathered.heldout, tokenizer, model.config.max_length, here)
     items = with_reference(reference, encoded.items, tokenizer.pad_id, context.runtime)
     rate, interval = implicit_accuracy(context, model, items, tokenizer)
     return Judged(rate, (interval[0], interval[1]), encoded.num_pairs, {"judged_by": origin.name})
@@ -184,23 +178,16 @@ def _answered(
     context: Context, models: Sequence[Transformer], tokenizer: Tokenizer, prompts: list[Prompt]
 ) -> tuple[list[Prompt], list[list[Completion]]]:
     """(prompts that leave room for a reply, judged_seeds times over; the replies of each model to them)."""
-    settings = context.settings
-    limit = models[0].config.max_length - settings.max_new_tokens
-    fitting = [prompt for prompt in prompts if len(render(prompt["messages"], tokenizer, reply=True)[0]) <= limit]
-    if not fitting:
-        raise DataError(
-            f"[{context.name}] nothing to judge on: none of {len(prompts)} held-out prompts leaves room for a reply of "
-            f"{settings.max_new_tokens} tokens in a context of {models[0].config.max_length}"
-        )
+    fitting = answerable(context, prompts, tokenizer, models[0].config.max_length)
     replies = [
         [
             reply
-            for seed in range(1, 1 + settings.judged_seeds)
+            for seed in range(1, 1 + context.settings.judged_seeds)
             for reply in sampled_replies(context, model, tokenizer, fitting, seed)
         ]
         for model in models
     ]
-    return fitting * settings.judged_seeds, replies
+    return fitting * context.settings.judged_seeds, replies
 
 
 def _won(wins: np.ndarray, asked: list[Prompt], figures: dict[str, Any], trusted: bool = True) -> Judged:

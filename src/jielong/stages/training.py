@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from jielong.model.transformer import Transformer
+from jielong.runtime import derive_seed
 from jielong.stages.context import Context
 from jielong.train.adapter_folder import save_adapter
 from jielong.train.checkpoint import latest_checkpoint, load_checkpoint
@@ -125,6 +126,7 @@ def _train(
         context.progress.start(context.name, num_steps)
         config = FitConfig(clip=settings.clip, start=totals.steps, num_steps=num_steps)
         mark = time.monotonic()
+        seed_dropout(context, totals.steps)
         for stats in fit(model, optimizer, own, objective, _rate(settings, num_steps), runtime, config):
             totals.steps, totals.tokens = stats.step, totals.tokens + stats.num_tokens
             totals.seconds += time.monotonic() - mark
@@ -134,9 +136,20 @@ def _train(
             _record(context, totals, stats, found_figures, num_steps)
             if not last and stats.step % settings.checkpoint_every == 0:
                 writer.save(totals.steps, {"model": learned}, {"optimizer": optimizer}, _told(totals))
+            seed_dropout(context, stats.step)  # here, not where the batches are made: that may be another thread
             mark = time.monotonic()
     model.eval()
     return totals
+
+
+def seed_dropout(context: Context, step: int) -> None:
+    """Make what dropout draws in a step (counted from 0) a function of it, where a checkpoint cannot hold what it would draw next.
+
+    A checkpoint holds the state of the leading process's generator on the CPU: enough for one process on a CPU, which
+    is left as it is. Processes that read other rows draw other numbers; those that split a layer the same.
+    """
+    if context.runtime.num_processes > 1 or context.runtime.device.type != "cpu":
+        torch.manual_seed(derive_seed(context.seed, "dropout", context.runtime.rank, step))
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 
 from jielong.data.buckets import PairLoader, pair_batch
 from jielong.data.pairs import Pair, PairLedger, read_pairs, without
@@ -29,7 +31,7 @@ from jielong.tokenizer import Tokenizer
 from jielong.train.objectives import translation
 
 NUM_SAMPLES = 24
-Encoded = tuple[list[list[int]], list[list[int]]]  # sources and targets, as the model reads them
+Encoded = tuple[list[Sequence[int]], list[Sequence[int]]]  # sources and targets, as the model reads them
 
 
 def run_translate(context: Context) -> dict[str, Any]:
@@ -94,11 +96,11 @@ def encode(tokenizer: Tokenizer, pairs: Sequence[Pair], most: int, ledger: PairL
 
     Without a ledger, as for validation, it is an error instead: a figure must be of all its sentences.
     """
-    sources, targets = [], []
-    start, end = [start_id(tokenizer)], [tokenizer.eos_id or 0]
+    sources, targets = list[Sequence[int]](), list[Sequence[int]]()  # arrays: 4 bytes an id, a list of int takes 36
+    start, end = start_id(tokenizer), tokenizer.eos_id or 0
     for text, translated in pairs:
-        source = source_ids(tokenizer, tokenizer.encode(text))
-        target = [*start, *tokenizer.encode(translated), *end]
+        source = array("i", source_ids(tokenizer, tokenizer.encode(text)))
+        target = array("i", (start, *tokenizer.encode(translated), end))
         longest = max(len(source), len(target))
         if longest <= most:
             sources.append(source)
@@ -181,10 +183,10 @@ class _Watch:
 
     def average(self) -> None:
         """The model's weights become the mean of the last evaluations'."""
-        states = [load_file(path) for path in self._files()]
-        with torch.no_grad():
-            for name, parameter in self._model.named_parameters():
-                parameter.copy_(torch.stack([state[name].double() for state in states]).mean(dim=0))
+        with torch.no_grad(), ExitStack() as stack:
+            files = [stack.enter_context(safe_open(path, framework="pt")) for path in self._files()]
+            for name, parameter in self._model.named_parameters():  # one of it at a time, not all the models
+                parameter.copy_(torch.stack([file.get_tensor(name).double() for file in files]).mean(dim=0))
 
     def measure(self) -> dict[str, Any]:
         """BLEU and chrF of all validation pairs, by beam search and greedily, and by the source's length."""

@@ -18,7 +18,7 @@ from jielong.errors import DataError
 from jielong.recipe import Recipe, Stage
 from jielong.recipe.recipe import stage_votes
 from jielong.recipe.settings import VotesSettings
-from jielong.stages.context import Context, read_json, write_json, write_jsonl
+from jielong.stages.context import CHECKPOINTS, Context, read_json, write_json, write_jsonl
 from jielong.stages.identity import Inputs
 from jielong.train.checkpoint import latest_checkpoint
 
@@ -50,7 +50,7 @@ def keep_votes(stage: Stage, folder: Path, say: Callable[[str], None]) -> Inputs
     if settings is None:
         return {}
     path = folder / VOTES
-    if not (path.exists() and (folder / COUNTS).exists() and latest_checkpoint(folder / "checkpoints")):
+    if not (path.exists() and (folder / COUNTS).exists() and latest_checkpoint(folder / CHECKPOINTS)):
         readings = _read(settings)
         bad = [line for reading in readings for line in reading.bad]
         for line in bad[:NUM_SAID]:

@@ -50,13 +50,14 @@ def next_token_and_z(z_weight: float) -> Objective[Transformer, Batch]:
     return objective
 
 
-def next_token_of_experts(balance: float, router_z: float) -> Objective[Transformer, Batch]:
-    """`next_token` for a mixture of experts, plus balance * load-balancing loss + router_z * router z-loss, per token.
+def next_token_of_experts(balance: float, router_z: float, z_weight: float = 0.0) -> Objective[Transformer, Batch]:
+    """`next_token_and_z` for a mixture of experts, plus balance * load-balancing loss + router_z * router z-loss, per
+    token.
 
     Both losses are means over the tokens of a micro-batch; weighted by its units they sum to a mean over micro-batches,
     which for the balance (a product of two means) depends a little on how the batch was cut, as it does everywhere.
-    metrics: router_balance and router_z, each weighted by the units, and router_peak, the largest share of choices that
-    one expert of one layer got, likewise.
+    metrics: label_nats, the negative log-likelihood alone; router_balance and router_z, each weighted by the units, and
+    router_peak, the largest share of choices that one expert of one layer got, likewise.
     Source: Fedus et al. 2021, arXiv:2101.03961, section 2.2 (balance; usual 0.01); Zoph et al. 2022, arXiv:2202.08906,
     section 3 (z-loss; usual 0.001).
     """
@@ -65,11 +66,12 @@ def next_token_of_experts(balance: float, router_z: float) -> Objective[Transfor
         check_mask(batch.mask, batch.segments)
         routing = Routing()
         hidden = model.hidden(batch.tokens, batch.segments, routing=routing)
-        nats_sum, _ = summed_nats(model, hidden, batch.tokens, batch.mask)
+        nats_sum, nats = summed_nats(model, hidden, batch.tokens, batch.mask, z_weight=z_weight)
         balance_loss, z_loss = routing.balance_loss(), routing.z_loss()
         loss_sum = nats_sum + batch.num_units * (balance * balance_loss + router_z * z_loss)
         metrics = {"router_balance": balance_loss, "router_z": z_loss, "router_peak": routing.shares().max()}
-        return loss_sum, {name: batch.num_units * value.detach() for name, value in metrics.items()}
+        weighted = {name: batch.num_units * value.detach() for name, value in metrics.items()}
+        return loss_sum, {"label_nats": nats, **weighted}
 
     return objective
 

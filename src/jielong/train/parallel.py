@@ -27,9 +27,9 @@ from jielong.runtime import Runtime
 ItemT = TypeVar("ItemT")
 
 BUCKET_BYTES = 64 << 20  # gradients are summed in pieces of about so much, each copied once
-# How long a process waits for the others. One may evaluate while they wait, so it is long; that one has died is noticed
-# at once, for the connection closes, and by torchrun, which then ends them all.
-TIMEOUT = datetime.timedelta(hours=2)
+# How long a process waits for the others. One may curate or encode a large corpus while they wait, so it is long; that
+# one has died is noticed at once, for the connection closes, and by torchrun, which then ends them all.
+TIMEOUT = datetime.timedelta(days=2)
 
 
 @dataclass(frozen=True)
