@@ -84,7 +84,7 @@ def test_heads_of_learned_positions_attend_as_they_say(norm_at: str, width: int)
 
 def test_waves_and_tokens_lie_in_directions_of_their_own() -> None:
     model = planted(learned("post"))
-    positions, tokens = model.get_parameter("positions.weight"), model.embed.weight
+    positions, tokens = model.get_parameter("positions.weight").detach(), model.embed.weight.detach()
     assert float((tokens @ positions.T).abs().max()) < 1e-5
     length = tokens.norm(dim=1).mean().expand(2 * LINE)
     torch.testing.assert_close(positions.norm(dim=1), length, rtol=1e-4, atol=0)  # as long as a token

@@ -6,7 +6,7 @@ line is taken out of the question. Two kinds of head do it together (Olsson et a
 each token's predecessor beside it, one in the next looks for places whose predecessor is the present token and copies
 what stands there. Both can be written down; training then has something to refine instead of something to find.
 
-    layer 0      a head that looks one token back     (how: planting.py with rotary positions, waves.py with learned ones)
+    layer 0      a head that looks one token back     (how: planting.py for rotary positions, waves.py for learned ones)
     layer 1      q = R V0 x, k = R O0^+ x             V0, O0 of layer 0's head: reads the token here and the predecessor
                                                       there, on slow rotary pairs, which distance hardly turns
                  v = P x, output P^T                  P: orthonormal: the copied token is written as it was read
