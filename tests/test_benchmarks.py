@@ -394,6 +394,7 @@ def test_ablation_changes_one_thing_at_a_time(script: Any, tmp_path: Path) -> No
     ablation = script("gpt1_ablation")
     options = script("finetunes").task_parser("", "runs/x").parse_args(["model", "--data-root", str(tmp_path)])
     options.tasks, options.epochs, options.limit = ["pairs", "similarity"], 3.0, None
+    options.start, options.scratch_rate = None, None
     ways = ablation.plan(options)
     assert len(ways) == 6 and ways["similarity-full"]["heldout_sources"] == ["stsb_dev"]
     full = ways["pairs-full"]
@@ -401,3 +402,8 @@ def test_ablation_changes_one_thing_at_a_time(script: Any, tmp_path: Path) -> No
     assert ways["pairs-no_language"] == {**full, "language_weight": 0.0}
     assert ways["pairs-scratch"] == {**full, "from_scratch": True}
     assert list(ablation.used(["similarity"])) == ["stsb", "stsb_dev"]
+    options.start, options.scratch_rate = tmp_path, 1e-3
+    more = ablation.plan(options)
+    assert len(more) == 8 and more["pairs-full"] == full
+    assert more["pairs-scratch"] == {**full, "from_scratch": True, "learning_rate": 1e-3}
+    assert more["pairs-start"] == {**full, "model": str(tmp_path), "learning_rate": 1e-3}

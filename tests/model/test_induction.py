@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jielong.errors import ModelError
+from jielong.lens.attention import attention_maps
 from jielong.model.config import ModelConfig
 from jielong.model.induction import plant_induction
 from jielong.model.kernels import explicit_attention
@@ -62,6 +63,35 @@ def test_heads_attend_as_they_say_before_any_training(preset: str) -> None:
     assert after_the_first > 8 / (1.5 * LINE)  # eight times what looking everywhere alike would give
 
 
+def learned(norm_at: str, width: int = 128) -> ModelConfig:
+    """GPT-1's shape ("post") or GPT-2's ("pre") in small."""
+    sizes = {"width": width, "decoder_layers": 4, "num_heads": 4, "num_kv_heads": 4, "ffn_width": 4 * width}
+    shape = {**preset_config("gpt1", vocab_size=1500, max_length=2 * LINE).__dict__, **sizes, "head_size": width // 4}
+    return ModelConfig(**{**shape, "norm_at": norm_at, "init_std": 0.0, "dropout": 0.0, "attention_dropout": 0.0})
+
+
+@pytest.mark.parametrize(("norm_at", "width"), [("post", 128), ("pre", 128), ("post", 256)])
+def test_heads_of_learned_positions_attend_as_they_say(norm_at: str, width: int) -> None:
+    model = planted(learned(norm_at, width)).eval()
+    previous, second = [], []
+    for line in said_twice(1500, rows=4, seed=3):
+        maps = attention_maps(model, line)["decoder"]
+        previous.append(maps[0, 0].diagonal(-1).mean())
+        second.append(maps[1, :2, LINE:].diagonal(1, dim1=1, dim2=2).mean())
+    assert torch.stack(previous).mean() > 0.75
+    assert torch.stack(second).mean() > 8 / (1.5 * LINE)
+
+
+def test_waves_and_tokens_lie_in_directions_of_their_own() -> None:
+    model = planted(learned("post"))
+    positions, tokens = model.get_parameter("positions.weight").detach(), model.embed.weight.detach()
+    assert float((tokens @ positions.T).abs().max()) < 1e-5
+    length = tokens.norm(dim=1).mean().expand(2 * LINE)
+    torch.testing.assert_close(positions.norm(dim=1), length, rtol=1e-4, atol=0)  # as long as a token
+    steps = (positions[1:] * positions[:-1]).sum(dim=1)
+    torch.testing.assert_close(steps, steps[:1].expand_as(steps), rtol=1e-4, atol=1e-5)  # a step is a step everywhere
+
+
 def test_the_rest_of_the_model_is_as_drawn() -> None:
     config = preset_config("jie-s", vocab_size=300, max_length=64)
     plain, changed = planted(config, plant=False).state_dict(), planted(config).state_dict()
@@ -81,12 +111,15 @@ def test_a_seed_means_the_same_weights() -> None:
     assert not torch.equal(first["layers.1.attention.qkv.weight"], other["layers.1.attention.qkv.weight"])
 
 
-def test_training_makes_use_of_it_and_finds_little_without() -> None:
+@pytest.mark.parametrize("shape", ["rotary", "learned"])
+def test_training_makes_use_of_it_and_finds_little_without(shape: str) -> None:
     """Eighty steps on lines said twice, never the same line again: only copying can beat ln V."""
     vocab_size = 200
+    rotary = preset_config("jie-s", vocab_size, 2 * LINE)
+    config = rotary if shape == "rotary" else dataclasses.replace(learned("post"), vocab_size=vocab_size)
     losses = {}
     for plant in (True, False):
-        model = planted(preset_config("jie-s", vocab_size, 2 * LINE), plant=plant)
+        model = planted(config, plant=plant)
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95))
         for step in range(80):
             tokens = said_twice(vocab_size, rows=8, seed=100 + step)
@@ -104,7 +137,10 @@ def test_training_makes_use_of_it_and_finds_little_without() -> None:
     ("changes", "named"),
     [
         ({"decoder_layers": 1}, "decoder_layers is 1"),
-        ({"positions": "learned"}, "positions is 'learned'"),
+        ({"positions": "sinusoidal"}, "positions is 'sinusoidal'"),
+        ({"positions": "learned", "norm_at": "both"}, "norm_at is 'both'"),
+        ({"positions": "learned", "embedding_scale": 2.0}, "embedding_scale is 2.0"),
+        ({"positions": "learned", "decoder_layers": 1}, "decoder_layers is 1"),
         ({"norm": "layer"}, "norm is 'layer'"),
         ({"norm_at": "post"}, "norm_at is 'post'"),
         ({"rope_base": 1.5}, "rope_base is 1.5"),

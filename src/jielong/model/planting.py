@@ -86,9 +86,10 @@ def plant_offset(views: HeadViews, number: int, distance: int, speeds: Tensor, d
 
 
 @torch.no_grad()
-def make_blind(weight: Tensor, direction: Tensor) -> None:
-    """Make the rows of weight (H, D) blind to `direction`, in place."""
-    weight.sub_(torch.outer(weight @ direction, direction))
+def make_blind(weight: Tensor, directions: Tensor) -> None:
+    """Make the rows of weight (H, D) blind to one direction (D,), or to orthonormal ones (D, m), in place."""
+    inside = weight @ directions
+    weight.sub_(torch.outer(inside, directions) if directions.ndim == 1 else inside @ directions.T)
 
 
 def misfit(config: ModelConfig, *layers: tuple[str, object, bool]) -> str | None:
@@ -102,4 +103,9 @@ def misfit(config: ModelConfig, *layers: tuple[str, object, bool]) -> str | None
         ("norm_at", config.norm_at, config.norm_at == "pre"),
         ("num_experts", config.num_experts, config.num_experts == 0),
     )
-    return next((f"{name} is {value!r}" for name, value, legal in (*layers, *common) if not legal), None)
+    return first_wrong(*layers, *common)
+
+
+def first_wrong(*fields: tuple[str, object, bool]) -> str | None:
+    """The first of (field, value, whether it is legal) that is not, as a message begins; None if all are."""
+    return next((f"{name} is {value!r}" for name, value, legal in fields if not legal), None)
