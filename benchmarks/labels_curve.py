@@ -2,8 +2,9 @@
 
     python benchmarks/labels_curve.py runs/bert-novels/03-mlm/model --data-root DATA --labels 100 500 2000 8636
 
-The same net in both cases, fine-tuned with the same settings on the same examples: a seed draws the examples and the
-new weights. With few labels the steps are not fewer than --least-steps, which the net from scratch needs more.
+The same net in both cases, fine-tuned on the same examples: a seed draws the examples and the new weights. The settings
+are the same but for the learning rate, of which each way has its own: what serves trained weights best is not what
+serves new ones. With few labels the steps are not fewer than --least-steps, which the net from scratch needs more.
 The table is printed and written to OUT/table.md, the numbers to OUT/scores.json.
 """
 
@@ -33,6 +34,8 @@ def plan(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 "sources": ["labelled"],
                 "limit_examples": labels,
                 "from_scratch": scratch,
+                "pooling": options.pooling,
+                "learning_rate": options.scratch_rate if scratch else options.rate,
                 "num_steps": steps,
                 "warmup_steps": max(1, steps // 10),
             }
@@ -66,6 +69,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = task_parser(__doc__, "runs/labels-curve")
     parser.add_argument("--source", default="sentence_polarity/sentence_polarity.train.jsonl")
     parser.add_argument("--task", choices=["classification", "pairs"], default="classification")
+    parser.add_argument("--pooling", choices=["cls", "mean"], default="cls", help="what the label is read off")
+    parser.add_argument("--rate", type=float, default=5e-4, help="learning rate of the pre-trained net")
+    parser.add_argument("--scratch-rate", type=float, default=5e-4, help="of the one from scratch")
     parser.add_argument("--labels", type=int, nargs="+", default=[100, 500, 2000])
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--least-steps", type=int, default=150)

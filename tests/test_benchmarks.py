@@ -379,7 +379,10 @@ def test_gains_are_paired_by_seed(script: Any) -> None:
 def test_labels_curve_compares_the_same_examples(script: Any, tmp_path: Path) -> None:
     curve = script("labels_curve")
     parser = script("finetunes").task_parser("", "runs/x")
-    for name, value in (("labels", [100, 3200]), ("epochs", 3.0), ("least_steps", 150), ("task", "classification")):
+    for name, value in (
+        ("labels", [100, 3200]), ("epochs", 3.0), ("least_steps", 150), ("task", "classification"), ("pooling", "mean"),
+        ("rate", 1e-3), ("scratch_rate", 2e-3),
+    ):  # fmt: skip
         parser.set_defaults(**{name: value})
     options = parser.parse_args(["model", "--data-root", str(tmp_path)])
     ways = curve.plan(options)
@@ -387,7 +390,8 @@ def test_labels_curve_compares_the_same_examples(script: Any, tmp_path: Path) ->
     assert [way["num_steps"] for way in ways.values()] == [150, 150, 300, 300]
     for labels in (100, 3200):
         one, other = ways[f"pretrained-{labels}"], ways[f"scratch-{labels}"]
-        assert {**one, "from_scratch": True} == other and one["from_scratch"] is False
+        assert {**one, "from_scratch": True, "learning_rate": 2e-3} == other
+        assert (one["from_scratch"], one["learning_rate"], one["pooling"]) == (False, 1e-3, "mean")
 
 
 def test_ablation_changes_one_thing_at_a_time(script: Any, tmp_path: Path) -> None:

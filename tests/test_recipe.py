@@ -493,6 +493,8 @@ def test_bytes_per_token_is_one_without_merges() -> None:
         ("finetune.task=translation", "must be 'classification', 'pairs', 'similarity', 'choice' or 'span'"),
         ('finetune.sources=["world", "reviews"]', "the world has no labelled examples"),
         ('finetune.heldout_sources=["reviews"]', "'reviews' is in sources and in heldout_sources"),
+        ('curate.keep_out=["finetun"]', "keep_out names 'finetun', which is no stage of kind finetune; did you mean"),
+        ("finetune.pooling=max", "must be 'cls' or 'mean'"),
         ('finetune.labels=["a"]', "wants two or more different ones"),
         ('finetune.heldout_sources=["elsewhere"]', "sources names 'elsewhere'"),
     ],

@@ -97,10 +97,24 @@ def test_without_pairs_nothing_is_lost() -> None:
     rows = rows_of(numbered((3, 3, 3, 3), (4,)), pairs=False)
     assert rows.num_lost == 0 and not rows.random.any() and not rows.token_types.any()
     assert rows.tokens.tolist() == [
-        [CLS, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, SEP], [CLS, 10, 11, SEP, *[0] * 8],
-        [CLS, 100, 101, 102, 103, SEP, *[0] * 6],
+        [CLS, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, SEP], [CLS, 10, 11, SEP, CLS, 100, 101, 102, 103, SEP, 0, 0],
     ]  # fmt: skip
+    assert rows.segments.tolist() == [[1] * 12, [1] * 4 + [2] * 6 + [0, 0]]
     assert rows.num_tokens == 22
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=12))
+def test_short_documents_share_rows_and_each_stays_whole(lengths: list[int]) -> None:
+    rows = rows_of(numbered(*((length,) for length in lengths)), pairs=False)
+    found: dict[int, list[int]] = {}
+    for tokens, segments in zip(rows.tokens, rows.segments, strict=True):
+        for segment in range(1, int(segments.max()) + 1):
+            ids = tokens[segments == segment].tolist()
+            assert ids[0] == CLS and ids[-1] == SEP and len(ids) > 2
+            found.setdefault(ids[1] // 100, []).extend(ids[1:-1])
+    assert found == {place: [100 * place + k for k in range(length)] for place, length in enumerate(lengths)}
+    assert not rows.tokens[rows.segments == 0].any()
 
 
 @settings(max_examples=30)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jielong.errors import ModelError
 from jielong.model.transformer import Transformer
 
 SEGMENTS = torch.ones(3, 24, dtype=torch.int32)
@@ -42,6 +43,23 @@ def test_classes_of_an_encoder_read_the_first_token(build_family, tokens: Tensor
 
 
 @torch.no_grad()
+def test_classes_of_an_encoder_may_read_the_mean_of_all_states(build_family, tokens: Tensor) -> None:  # type: ignore[no-untyped-def]
+    model: Transformer = build_family("bert", head="classes", num_labels=3, logit_bias=False, pooling="mean")
+    hidden = model.hidden(tokens, SEGMENTS)
+    means = torch.stack((hidden[0, :20].mean(dim=0), hidden[1, 5:].mean(dim=0), hidden[2].mean(dim=0)))
+    expected = means @ model.classifier.weight.T + model.classifier.bias
+    torch.testing.assert_close(model(tokens, SEGMENTS), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(tokens)[2], expected[2], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"head": "masked_lm"}, {"head": "span"}, {"family": "gpt1", "head": "classes"}])
+def test_a_mean_is_for_labels_and_choices_of_an_encoder(build_family, changes: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
+    head, family = changes["head"], changes.get("family", "bert")
+    with pytest.raises(ModelError, match="pooling is 'mean', which the heads 'classes' and 'choice' of an encoder"):
+        build_family(family, head=head, logit_bias=False, pooling="mean")
+
+
+@torch.no_grad()
 def test_classes_and_choice_of_a_decoder_read_the_last_real_token(build_family, tokens: Tensor) -> None:  # type: ignore[no-untyped-def]
     model: Transformer = build_family("gpt1", head="classes", num_labels=4)
     hidden = model.hidden(tokens, SEGMENTS)
@@ -58,8 +76,8 @@ def test_classes_and_choice_of_a_decoder_read_the_last_real_token(build_family, 
 
 @torch.no_grad()
 def test_what_a_row_says_does_not_depend_on_its_padding(build_family, tokens: Tensor) -> None:  # type: ignore[no-untyped-def]
-    for name in ("bert", "gpt2", "qwen3"):
-        model: Transformer = build_family(name, head="classes", num_labels=2, logit_bias=False)
+    for name, pooling in (("bert", "cls"), ("bert", "mean"), ("gpt2", "cls"), ("qwen3", "cls")):
+        model: Transformer = build_family(name, head="classes", num_labels=2, logit_bias=False, pooling=pooling)
         alone = model(tokens[:1, :7])
         for left in (0, 4, 9):
             padded = torch.randint(61, (1, 16), generator=torch.Generator().manual_seed(left))

@@ -217,6 +217,18 @@ def test_a_decoder_with_one_class_is_no_scalar(tmp_path: Path) -> None:
     assert config_to_hf(config)["model_type"] == "jielong"
 
 
+def test_a_bert_that_reads_a_mean_is_our_own_and_comes_back(build_family, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """BertForSequenceClassification reads [CLS] through its pooler and nothing else: it is not told to load this."""
+    assert config_to_hf(build_family("bert", head="classes", num_labels=2).config)["model_type"] == "bert"
+    model = build_family("bert", head="classes", num_labels=2, pooling="mean")
+    save_model(model, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "jielong"
+    loaded = load_model(tmp_path).eval()
+    assert loaded.config == model.config
+    source, segments = padded("right", rows=2, length=9)
+    torch.testing.assert_close(loaded(source, segments), model(source, segments))
+
+
 @pytest.mark.parametrize("case", ["llama", "gpt2", "mixtral", "bert", "marian"])
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
 def test_half_precision(case: str, stored: torch.dtype, tmp_path: Path) -> None:

@@ -40,6 +40,16 @@ def test_an_encoder_keeps_its_pooler(build_family) -> None:  # type: ignore[no-u
     assert span(TOKENS).shape == (2, 9, 2) and "pooler.weight" not in span.state_dict()
 
 
+def test_a_mean_needs_no_pooler(build_family) -> None:  # type: ignore[no-untyped-def]
+    old = build_family("bert")
+    mean = rehead(old, NewHead("classes", 2, vocab_size=61, pooling="mean"), generator())
+    assert mean.config.pooling == "mean" and "pooler.weight" not in mean.state_dict()
+    expected = mean.classifier(old.hidden(TOKENS).mean(dim=1))
+    torch.testing.assert_close(mean(TOKENS), expected)
+    back = rehead(mean, NewHead("classes", 2, vocab_size=61), generator())
+    assert back.config.pooling == "cls" and "pooler.weight" in back.state_dict()
+
+
 def test_from_scratch_is_the_same_net_with_other_weights(build_family) -> None:  # type: ignore[no-untyped-def]
     old = build_family("gpt1")
     kept, drawn, again = (

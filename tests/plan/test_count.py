@@ -95,6 +95,12 @@ def test_every_field_is_counted(stacks: tuple[int, int], fields: dict[str, objec
     assert total(config) == built_parameters(config)
 
 
+def test_a_mean_has_no_pooler() -> None:
+    config = dataclasses.replace(preset_config("bert-tiny", head="classes"), pooling="mean")
+    assert total(config) == built_parameters(config)
+    assert total(dataclasses.replace(config, pooling="cls")) - total(config) == 128 * 129
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_count_to_the_last_parameter(name: str) -> None:
     assert total(preset_config(name)) == PUBLISHED[name]

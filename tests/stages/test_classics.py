@@ -13,7 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 import jielong
-from jielong.errors import DataError, JielongError, RecipeError
+from jielong.data.labelled import read_examples, split_heldout
+from jielong.data.sources import Source
+from jielong.errors import DataError, JielongError, RecipeError, UsageError
+from jielong.recipe import parse_recipe
 from jielong.stages.pipeline import run_recipe
 from jielong.tokenizer import Tokenizer
 
@@ -268,6 +271,45 @@ def _embedding(folder: Path) -> str:
     return next(name for name in load_file(folder / "model.safetensors") if "embed" in name and "weight" in name)
 
 
+def test_a_label_read_off_the_mean_comes_back_from_the_folder(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = whole[0] / "03-mlm" / "model"
+    rows = [{"text": f"a cat {n}", "label": "x" if n % 2 else "y"} for n in range(20)]
+    more = f'model = {json.dumps(str(folder))}\nsources = ["rows"]\npooling = "mean"\n'
+    run_recipe(small(tmp_path, "classification", more, rows=rows), tmp_path / "run", quiet=True)
+    model, tokenizer = jielong.load(tmp_path / "run" / "01-finetune" / "model")
+    assert model.config.pooling == "mean" and "pooler.weight" not in model.state_dict()
+    model.eval()
+    answers = [json.loads(line) for line in (tmp_path / "run" / "01-finetune" / "answers.jsonl").open()]
+    for answer in answers:
+        ids = torch.tensor([[*tokenizer.prefix_ids, *tokenizer.encode(answer["texts"][0]), *tokenizer.suffix_ids]])
+        types = torch.zeros_like(ids) if model.config.token_types else None
+        logits = model.classifier(model.hidden(ids, token_types=types).mean(dim=1))
+        assert ["x", "y"][int(logits.argmax())] == answer["said"]
+
+
+def test_what_a_task_is_examined_on_stays_out_of_the_text(recipe: Path, data: Path, tmp_path: Path) -> None:
+    """The corpus reads the task's own sentences: those held out are missing, by their words, and the rest is there."""
+    settings = ['curate.sources=["text","reviews"]', 'curate.heldout="documents"', "curate.min_characters=1"]
+    with pytest.raises(RecipeError, match=r"sources names 'reviews', and \[bert_label\] holds out examples of it"):
+        parse_recipe(recipe, settings)
+    settings.append('curate.keep_out=["bert_label","gpt_pairs"]')
+    report = run_recipe(recipe, tmp_path / "run", settings, until="curate", quiet=True)
+    reviews = read_examples(Source("reviews", "reviews.jsonl"), data, "classification")
+    learned, examined = split_heldout(reviews, "classification", 0.4)
+    parts = (tmp_path / "run" / "01-curate" / name for name in ("documents.jsonl", "heldout.jsonl"))
+    kept = {json.loads(line)["text"] for part in parts for line in part.read_text().splitlines()}
+    assert len(examined) > 5 and not kept & {example.texts[0] for example in examined}
+    assert {example.texts[0] for example in learned} <= kept
+    assert figures(report, "curate")["removed"] == {"contamination": len(examined)}
+    inputs = json.loads((tmp_path / "run" / "01-curate" / "stage.json").read_text())["inputs"]
+    assert set(inputs) == {"source text", "source reviews", "source numbers"}
+    settings.append("bert_label.split_seed=1")  # other examples are held out: the corpus is not that of this recipe
+    with pytest.raises(UsageError, match="was made with other settings"):
+        run_recipe(recipe, tmp_path / "run", settings, until="curate", quiet=True)
+
+
 def test_test_rows_in_training_are_named_and_counted(
     whole: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -307,6 +349,7 @@ def test_long_texts_are_cut_and_counted_and_blank_ones_left_out(
         ("similarity", 'labels = ["a", "b"]\n', [], RecipeError, "labels has no effect with task = 'similarity'"),
         ("classification", "language_weight = 0.5\n", [{"text": f"a {n}", "label": "x"} for n in range(9)],
          JielongError, "wants a decoder whose output matrix is its embedding"),
+        ("span", 'pooling = "mean"\n', [], RecipeError, "pooling has no effect with task = 'span'"),
         ("classification", "row_tokens = 500\n", [{"text": f"a {n}", "label": "x"} for n in range(9)],
          JielongError, "the model reads at most 48"),
     ],

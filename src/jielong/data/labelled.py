@@ -204,12 +204,17 @@ def _text(row: Mapping[str, Any], key: str, where: str) -> str:
 # What may teach and what is kept to examine.
 
 
+def telling_texts(example: Example, task: str) -> tuple[str, ...]:
+    """The texts that an example is known by: of choice the question alone, of span the context."""
+    return example.texts[:1] if task in ("choice", "span") else example.texts
+
+
 def identity(example: Example, task: str) -> str:
     """What must not stand on both sides: the texts without regard to case and blanks.
 
     Of span and choice the context and the question alone: several questions on one paragraph stay together.
     """
-    texts = example.texts[:1] if task in ("choice", "span") else example.texts
+    texts = telling_texts(example, task)
     return "\x1f".join(" ".join(text.casefold().split()) for text in texts)
 
 

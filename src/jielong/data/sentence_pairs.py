@@ -1,7 +1,8 @@
 """Rows for an encoder: [CLS] A [SEP] B [SEP], where B follows A in its document, or comes from another one.
 
 A and B are runs of whole sentences, as long as a row has room for; not single sentences. Without pairs a row is [CLS]
-A [SEP]. Padding is on the right, segment 0.
+A [SEP], and further ones while there is room: short documents share a row, each a segment that sees no other. Padding
+is on the right, segment 0.
 Source: Devlin et al. 2018, arXiv:1810.04805, appendix A.2; google-research/bert, create_pretraining_data.py, whose
 rules for choosing A and B these are.
 """
@@ -32,8 +33,9 @@ _TENSORS = ("tokens", "token_types", "segments", "random")
 class SentenceRows:
     """tokens, token_types, segments: (R, T) int32; type 0 for [CLS] A [SEP], 1 for B [SEP]. random: (R,) bool.
 
-    random tells the rows whose B is from another document; all False in rows without B. num_lost: tokens of the text
-    that stand in no row, because a pair was too long by its last sentence.
+    segments: 0 = padding, k = the k-th [CLS] A [SEP] of the row; with pairs there is one. random tells the rows whose B
+    is from another document; all False in rows without B. num_lost: tokens of the text that stand in no row, because a
+    pair was too long by its last sentence.
     """
 
     tokens: Tensor
@@ -227,28 +229,43 @@ class _Drawer:
         return first + front_a, end - (from_a - front_a), begin + front_b, stop - (from_b - front_b), random
 
 
+def _places(spans: Sequence[Span], pairing: Pairing) -> list[tuple[int, int, int]]:
+    """(row, first column, segment) of each span, in order: a new row where the last one is full, always with pairs."""
+    places, row, column, segment = [], -1, pairing.row_tokens, 0
+    for first, end, _, _, _ in spans:
+        if pairing.pairs or column + end - first + 2 > pairing.row_tokens:
+            row, column, segment = row + 1, 0, 0
+        segment += 1
+        places.append((row, column, segment))
+        column += end - first + 2
+    return places
+
+
 def _laid_out(sentences: Sentences, pairing: Pairing, spans: Sequence[Span]) -> SentenceRows:
     """The rows as tensors."""
-    shape = (len(spans), pairing.row_tokens)
+    places = _places(spans, pairing)
+    shape = (places[-1][0] + 1 if places else 0, pairing.row_tokens)
     tokens, types, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     used = np.zeros(len(sentences.tokens), bool)
-    for row, (first, end, begin, stop, random) in enumerate(spans):
-        length = end - first
-        tokens[row, 0], tokens[row, length + 1] = pairing.cls_id, pairing.sep_id
-        tokens[row, 1 : length + 1] = sentences.tokens[first:end]
+    random = np.zeros(shape[0], bool)
+    for (row, column, segment), (first, end, begin, stop, is_random) in zip(places, spans, strict=True):
+        middle = column + end - first + 2
+        tokens[row, column], tokens[row, middle - 1] = pairing.cls_id, pairing.sep_id
+        tokens[row, column + 1 : middle - 1] = sentences.tokens[first:end]
         used[first:end] = True
-        whole = length + 2
+        whole = middle
         if pairing.pairs:
             whole += stop - begin + 1
-            tokens[row, length + 2 : whole - 1] = sentences.tokens[begin:stop]
+            tokens[row, middle : whole - 1] = sentences.tokens[begin:stop]
             tokens[row, whole - 1] = pairing.sep_id
-            types[row, length + 2 : whole] = 1
-            used[begin:stop] |= not random
-        segments[row, :whole] = 1
+            types[row, middle:whole] = 1
+            used[begin:stop] |= not is_random
+            random[row] = is_random
+        segments[row, column:whole] = segment
     return SentenceRows(
         torch.from_numpy(tokens),
         torch.from_numpy(types),
         torch.from_numpy(segments),
-        torch.tensor([span[4] for span in spans], dtype=torch.bool),
+        torch.from_numpy(random),
         num_lost=int((~used).sum()),
     )

@@ -11,6 +11,7 @@ NORMS = ("rms", "layer")
 NORM_PLACES = ("pre", "post", "both")
 ACTIVATIONS = ("swiglu", "geglu", "relu", "gelu", "gelu_tanh", "silu")
 HEADS = ("lm", "scalar", "masked_lm", "classes", "choice", "span")
+POOLINGS = ("cls", "mean")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class ModelConfig:
     tie_embeddings: bool = True
     head: str = "lm"  # scalar: reward model, critic; masked_lm (with next-sentence): bert-base; classes, choice, span
     num_labels: int = 1  # of "classes"
+    pooling: str = "cls"  # what classes and choice of an encoder read: [CLS], bert-base; mean: recipes/bert-novels.toml
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "max_length", "width", "num_heads", "num_kv_heads", "head_size", "ffn_width"):
@@ -89,6 +91,7 @@ class ModelConfig:
             ("norm_at", NORM_PLACES),
             ("activation", ACTIVATIONS),
             ("head", HEADS),
+            ("pooling", POOLINGS),
         ):
             self._one_of(name, legal)
         self._check_attention()
@@ -150,5 +153,7 @@ class ModelConfig:
                 raise ModelError(f"{name} is {self.__dict__[name]}; it must be at least 0 and under 1")
         if self.head == "masked_lm" and self.decoder_layers:
             raise ModelError("head is 'masked_lm', which reads both directions; decoder_layers must be 0")
+        if self.pooling == "mean" and (self.decoder_layers or self.head not in ("classes", "choice")):
+            raise ModelError("pooling is 'mean', which the heads 'classes' and 'choice' of an encoder have; set 'cls'")
         if self.head == "lm" and not self.decoder_layers:
             raise ModelError("head is 'lm', which needs a decoder; set decoder_layers, or head = 'masked_lm'")

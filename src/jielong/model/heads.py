@@ -22,7 +22,9 @@ class HeadedModel(nn.Module):
 
     lm: logits of the next token. masked_lm: logits of the token itself, and the sentence classifier of BERT's
     pre-training. classes: one score a label for a row. choice: one score for a row, a candidate answer. span: two
-    scores a token, that an answer begins and that it ends there. scalar: one number a token.
+    scores a token, that an answer begins and that it ends there. scalar: one number a token. What classes and choice
+    read of a row: an encoder's pooler over [CLS], or the mean of its states, as config.pooling says; a decoder's last
+    token.
     Source: Devlin et al. 2018, arXiv:1810.04805, section 4.2 (span), appendix A (pooler, next sentence; the transform
     before the masked logits is in google-research/bert alone); Radford et al. 2018 (GPT-1), sections 3.2 and 3.3, for
     a decoder's classes and choice, which read the last token.
@@ -51,9 +53,9 @@ class HeadedModel(nn.Module):
             self.classifier = nn.Linear(width, 1 if config.head == "choice" else config.num_labels, bias=encoder_only)
         if config.head == "span":
             self.classifier = nn.Linear(width, 2, bias=encoder_only)
-        if encoder_only and config.head not in ("scalar", "span"):
+        if encoder_only and config.head not in ("scalar", "span") and config.pooling == "cls":
             self.pooler = nn.Linear(width, width)
-        self._pool = HeadedModel._pool_first if encoder_only else HeadedModel._pool_last
+        self._pool = _POOLERS[config.pooling] if encoder_only else HeadedModel._pool_last
         self._read = _READERS[config.head]
         self._scale_logits = build_scale(config.logit_scale)
         self._nonlinearity = NONLINEARITIES[config.activation]
@@ -117,6 +119,17 @@ class HeadedModel(nn.Module):
         pooled: Tensor = self.pooler(_pick(hidden, 0 if segments is None else (segments > 0).int().argmax(dim=1)))
         return pooled.tanh()
 
+    def _pool_mean(self, hidden: Tensor, segments: Tensor | None) -> Tensor:
+        """The mean over a row's states, (B, D), those of the tokens around the text among them.
+
+        No projection of its own: few labels say too little to learn one. Source: Reimers and Gurevych 2019,
+        arXiv:1908.10084, section 3 (MEAN), which found it better than [CLS] for what a text is about.
+        """
+        if segments is None:
+            return hidden.mean(dim=1)
+        real = (segments > 0).to(hidden.dtype)[:, :, None]  # (B, T, 1)
+        return (hidden * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
+
     def _pool_last(self, hidden: Tensor, segments: Tensor | None) -> Tensor:
         """A decoder's summary of a row, (B, D): the state at its last real token, the first that has seen it all."""
         if segments is None:
@@ -130,6 +143,7 @@ def _pick(hidden: Tensor, index: int | Tensor) -> Tensor:
     return hidden[:, index] if isinstance(index, int) else hidden[torch.arange(len(index), device=hidden.device), index]
 
 
+_POOLERS = {"cls": HeadedModel._pool_first, "mean": HeadedModel._pool_mean}  # of an encoder
 _READERS: dict[str, Callable[[HeadedModel, Tensor, Tensor | None], Tensor]] = {
     "lm": HeadedModel.logits,
     "masked_lm": HeadedModel._masked_logits,

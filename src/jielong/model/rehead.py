@@ -18,13 +18,15 @@ class NewHead:
     """What the new model has in place of the old one's.
 
     head, num_labels: as in ModelConfig. vocab_size: not less than before; the rows beyond are new. dropout: of
-    embeddings, sublayers and the attention's weights; None leaves both as they are.
+    embeddings, sublayers and the attention's weights; None leaves both as they are. pooling: as in ModelConfig; with
+    "mean" the old model's pooler is left out.
     """
 
     head: str
     num_labels: int
     vocab_size: int
     dropout: float | None = None
+    pooling: str = "cls"
 
 
 def rehead(model: Transformer, new: NewHead, generator: torch.Generator, keep: bool = True) -> Transformer:
@@ -41,7 +43,7 @@ def rehead(model: Transformer, new: NewHead, generator: torch.Generator, keep: b
         raise ModelError(
             f"vocab_size is {new.vocab_size}; the model has {old.vocab_size} tokens already, at least that"
         )
-    config = replace(old, head=new.head, num_labels=new.num_labels, vocab_size=new.vocab_size)
+    config = replace(old, head=new.head, num_labels=new.num_labels, vocab_size=new.vocab_size, pooling=new.pooling)
     if new.dropout is not None:
         config = replace(config, dropout=new.dropout, attention_dropout=new.dropout)
     made = Transformer(config)

@@ -83,7 +83,7 @@ def _head_parameters(config: ModelConfig) -> int:
     """All that stands between the last layer and the answer, without the embedding where that is the output matrix."""
     width = config.width
     bias = not config.decoder_layers  # the heads of an encoder have biases
-    pooler = width * width + width if bias else 0
+    pooler = width * width + width if bias and config.pooling == "cls" else 0
     if config.head == "scalar":
         return width
     if config.head == "span":

@@ -23,6 +23,7 @@ class MlmSettings(Optimisation):
     next_sentence: bool = True
     short_fraction: Fraction = 0.1  # of the rows that are meant to be shorter than context_tokens
     start: Literal["random", "neighbours"] = "random"  # neighbours: first heads look beside, see model/neighbours.py
+    vectors: Literal["random", "counted"] = "random"  # counted: the embedding's start, see data/cooccurrence.py
 
     @model_validator(mode="after")
     def _check_start(self) -> MlmSettings:
@@ -46,6 +47,7 @@ class FinetuneSettings(Optimisation):
         0.0  # GPT-1's lambda: of the language model's loss beside the task's
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # instead of the model's own
+    pooling: Literal["cls", "mean"] = "cls"  # what an encoder's label or choice is read off: [CLS], or all states
     row_tokens: Count | None = None  # the longest row; the model's own limit when left out
     split_seed: NotNegative = 0  # which examples are held out
     model: str | None = None  # a model folder to start from, for a recipe without pre-training
@@ -65,6 +67,8 @@ class FinetuneSettings(Optimisation):
             raise ValueError(f"labels has no effect with task = '{self.task}', whose answers are no labels; delete it")
         if len(set(self.labels)) != len(self.labels) or len(self.labels) == 1:
             raise ValueError(f"labels = {list(self.labels)}: wants two or more different ones")
+        if self.pooling == "mean" and self.task == "span":
+            raise ValueError("pooling has no effect with task = 'span', which reads every token by itself; delete it")
         if self.language_weight and self.task == "span":
             raise ValueError("language_weight has no effect with task = 'span', which only encoders learn; delete it")
         return self

@@ -54,6 +54,8 @@ def crosscheck(recipe: Recipe, where: str) -> None:
         _check_order(stage, recipe.stages[:index], recipe.stages[index + 1 :], here)
         if stage.kind == "promote":
             check_promotion(stage, recipe.stages[:index], here)
+        if stage.kind == "curate":
+            _check_kept_out(recipe, stage, here)
     _check_sources(recipe, where)
     _check_world(recipe, where)
     _check_lengths(recipe, where)
@@ -136,6 +138,26 @@ def _check_sources(recipe: Recipe, where: str) -> None:
     for name in declared:
         if name not in used:
             raise RecipeError(f"{where} [data.sources.{name}]: no stage names it in its sources, so it has no effect")
+
+
+def _check_kept_out(recipe: Recipe, stage: Stage, here: str) -> None:
+    """keep_out names tasks, and all whose own texts are among those to be read."""
+    tasks = {other.name: other for other in recipe.stages if other.kind == "finetune"}
+    for name in stage.settings.keep_out:
+        if name not in tasks:
+            guess = nearest(name, tasks)
+            hint = f"; did you mean '{guess}'?" if guess else ""
+            raise RecipeError(
+                f"{here}: keep_out names '{name}', which is no stage of kind finetune{hint} (there: "
+                f"{', '.join(tasks) or 'none'})"
+            )
+    for name, task in tasks.items():
+        shared = sorted(set(stage.settings.sources) & set(named_sources(task)))
+        if shared and name not in stage.settings.keep_out:
+            raise RecipeError(
+                f"{here}: sources names '{shared[0]}', and [{name}] holds out examples of it: they would be learned as "
+                f'text first; set keep_out = ["{name}"], or take the source out'
+            )
 
 
 def _check_mixture(recipe: Recipe, stage: Stage, here: str) -> None:

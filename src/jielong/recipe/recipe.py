@@ -79,6 +79,11 @@ class Recipe:
         """Seed of the built-in world: it follows the run's, and whoever asks a model about that world needs it."""
         return derive_seed(self.run.seed, "world") % 2**31
 
+    def kept_out(self, stage: Stage) -> tuple[Stage, ...]:
+        """The tasks whose held-out examples a curate stage keeps out of its text; () for other kinds."""
+        names = stage.settings.keep_out if stage.kind == "curate" else ()
+        return tuple(other for other in self.stages if other.name in names)
+
     def all_sources(self) -> tuple[str, ...]:
         """Names of the sources that any stage reads, "world" among them, each once."""
         names = [name for stage in self.stages for name in stage_sources(stage)]

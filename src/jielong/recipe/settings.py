@@ -143,6 +143,7 @@ class CurateSettings(CurateRules):
     sources: Names
     heldout: Literal["documents", "tail"] = "documents"  # whole documents by hash, or the end of each one
     heldout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of sources; the world has its own
+    keep_out: Names = ()  # stages of kind finetune: no text that they are examined on stays in the corpus
 
     @model_validator(mode="after")
     def _check(self) -> CurateSettings:

@@ -20,7 +20,7 @@ from jielong.model.presets import PRESETS, is_decoder, is_encoder, is_translator
 # Not for a recipe to say: the data decide the first two, the kind of stage those that make another thing of a decoder.
 # rope_scaling stretches a model that has been trained; a new one is trained with the context that it is to have.
 NOT_KEYS = (
-    "vocab_size", "max_length", "encoder_layers", "token_types", "head", "num_labels", "rope_scaling",
+    "vocab_size", "max_length", "encoder_layers", "token_types", "head", "num_labels", "pooling", "rope_scaling",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from jielong.data.curate import curate
+from jielong.data.labelled import read_examples, split_heldout, telling_texts
 from jielong.data.pairs import read_sentences
 from jielong.data.sources import Document, read_documents
 from jielong.data.world import SKILLS
@@ -25,6 +26,20 @@ def evaluation_questions(context: Context, num: int) -> dict[str, list[dict[str,
     return {skill: context.world.questions(skill, num, "heldout") for skill in SKILLS}
 
 
+def heldout_texts(context: Context) -> list[str]:
+    """The texts of all examples that the tasks of keep_out are examined on, as those tasks will divide them."""
+    texts: list[str] = []
+    here = next(stage for stage in context.recipe.stages if stage.name == context.name)
+    for stage in context.recipe.kept_out(here):
+        task = stage.settings
+        sources = [context.source(name) for name in task.heldout_sources or task.sources]
+        examples = [example for source in sources for example in read_examples(source, context.root, task.task)]
+        if not task.heldout_sources:
+            examples = split_heldout(examples, task.task, task.heldout_fraction, task.split_seed)[1]
+        texts += [text for example in examples for text in telling_texts(example, task.task)]
+    return texts
+
+
 def askable(questions: list[dict[str, Any]], tokenizer: Tokenizer, context_tokens: int) -> list[dict[str, Any]]:
     """The questions that leave room for a reply: a small vocabulary spells some in more tokens than the context has."""
     return [q for q in questions if len(render(q["messages"], tokenizer, reply=True)[0]) < context_tokens]
@@ -39,6 +54,7 @@ def run_curate(context: Context) -> dict[str, Any]:
             # Facts must stand in the text, asked about or not: only tasks whose answer could be copied count.
             if not skill.startswith("facts"):
                 prompts += [question["messages"][-1]["content"] for question in questions]
+    prompts += heldout_texts(context)
     ledger, kept = curate(_documents(context, "train"), settings.rules(), prompts)
     num_train = num_heldout = 0
     paths = context.folder / "documents.jsonl", context.folder / "heldout.jsonl"

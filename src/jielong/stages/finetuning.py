@@ -155,6 +155,11 @@ def prepare(
     is_decoder = old.config.decoder_layers > 0
     if is_decoder and settings.task == "span":
         raise ModelError(f"{here} task = 'span' reads both directions and wants an encoder; this model is a decoder")
+    if is_decoder and settings.pooling == "mean":
+        raise ModelError(
+            f"{here} pooling = 'mean' is for an encoder; this model is a decoder, whose last token alone has read the "
+            "whole row: delete it"
+        )
     if settings.language_weight and not (is_decoder and old.config.tie_embeddings):
         raise ModelError(
             f"{here} language_weight = {settings.language_weight} wants a decoder whose output matrix is its "
@@ -170,7 +175,7 @@ def prepare(
         frame = Frame.encoder(tokenizer, row_tokens)
     head = HEADS[settings.task]
     count = {"classification": num_labels, "pairs": num_labels}.get(settings.task, 1)
-    new = NewHead(head, count, max(old.config.vocab_size, tokenizer.vocab_size), settings.dropout)
+    new = NewHead(head, count, max(old.config.vocab_size, tokenizer.vocab_size), settings.dropout, settings.pooling)
     generator = context.runtime.generator(context.name, "head")
     return rehead(old, new, generator, keep=not settings.from_scratch), tokenizer, frame
 

@@ -28,7 +28,10 @@ NEWER: tuple[tuple[str | None, str, object], ...] = (
     (None, "z_loss", 0.0),
     ("pretrain", "router_balance", 0.01),
     ("pretrain", "router_z", 0.001),
+    ("curate", "keep_out", []),
     ("mlm", "start", "random"),
+    ("mlm", "vectors", "random"),
+    ("finetune", "pooling", "cls"),
     ("translate", "switches", []),
 )
 Inputs = dict[str, list[dict[str, Any]]]  # what -> its files: {"path", "bytes", "sha256"}
@@ -53,11 +56,17 @@ class FileHashes:
         return {"path": path.as_posix(), "bytes": status.st_size, "sha256": known["sha256"]}
 
 
+def _read_by(recipe: Recipe, stage: Stage) -> tuple[str, ...]:
+    """The sources that a stage reads, each once: its own, and of a curation those of the tasks that it keeps out."""
+    stages = (stage, *recipe.kept_out(stage))
+    return tuple(dict.fromkeys(name for one in stages for name in stage_sources(one)))
+
+
 def present_inputs(recipe: Recipe, stage: Stage, hashes: FileHashes) -> Inputs:
     """The inputs that are on this machine; what must still be downloaded, or is gone, is left out."""
     root = data_root(recipe.data.root)
     inputs: Inputs = {}
-    for name in stage_sources(stage):
+    for name in _read_by(recipe, stage):
         if name != "world" and find(recipe.source(name), root) is not None:
             try:
                 found = files(recipe.source(name), root)
@@ -78,7 +87,7 @@ def present_inputs(recipe: Recipe, stage: Stage, hashes: FileHashes) -> Inputs:
 def fetched_inputs(recipe: Recipe, stage: Stage, hashes: FileHashes, say: Callable[[str], None]) -> Inputs:
     """All inputs, those that are not here downloaded first. Raises DataError for a source that cannot be had."""
     root = data_root(recipe.data.root)
-    for name in stage_sources(stage):
+    for name in _read_by(recipe, stage):
         if name != "world":
             source = recipe.source(name)
             if source.url is not None and find(source, root) is None:
@@ -122,7 +131,15 @@ def stage_hash(recipe: Recipe, stage: Stage, inputs: Inputs, before: str) -> str
         content["inputs"] = inputs
     if stage.kind == "curate" and recipe.evaluation_prompts:
         content["evaluation_prompts"] = recipe.evaluation_prompts  # they are kept out of the text
+    if recipe.kept_out(stage):
+        content["kept_out"] = [_which_heldout(task) for task in recipe.kept_out(stage)]
     return config_hash(content)
+
+
+def _which_heldout(task: Stage) -> dict[str, Any]:
+    """The settings of a finetune stage that decide which examples it is examined on."""
+    settings = task.settings.model_dump(mode="json")
+    return {name: settings[name] for name in ("task", "sources", "heldout_sources", "heldout_fraction", "split_seed")}
 
 
 def made_hash(folder: Path) -> str:

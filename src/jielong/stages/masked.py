@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from jielong.data.cooccurrence import token_vectors
 from jielong.data.loader import RowOrder
 from jielong.data.masking import MaskedBatch, Masking, masked_batch
 from jielong.data.sentence_pairs import Pairing, SentenceRows, encode_sentences, make_rows
@@ -41,7 +42,7 @@ def run_mlm(context: Context) -> dict[str, Any]:
             f"{settings.batch_rows}; lower one of them, or give more text"
         )
     masking = Masking.of(tokenizer, settings.mask_fraction, settings.whole_words)
-    model = _new_encoder(context, tokenizer)
+    model = _new_encoder(context, tokenizer, rows, masking.is_text)
     num_rows, num_micro = micro_batches(context)
     order = RowOrder(len(rows), num_rows * num_micro, context.seed)
 
@@ -77,12 +78,17 @@ def run_mlm(context: Context) -> dict[str, Any]:
     }
 
 
-def _new_encoder(context: Context, tokenizer: Tokenizer) -> Transformer:
+def _new_encoder(context: Context, tokenizer: Tokenizer, rows: SentenceRows, is_text: torch.Tensor) -> Transformer:
+    """The model before its first step: drawn, with what `vectors` and `start` put into it."""
     settings = context.settings
     sizes = settings.model.sizes()
     model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, max_length=settings.context_tokens, **sizes))
     generator = context.runtime.generator(context.name, "weights")
     model.init_weights(generator)
+    if settings.vectors == "counted":
+        context.progress.say(f"{context.name}: counting which tokens stand together")
+        with torch.no_grad():
+            model.embed.weight.copy_(token_vectors(rows, is_text, model.config.width, generator))
     if settings.start == "neighbours":
         plant_neighbours(model, generator)
     return model

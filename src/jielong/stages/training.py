@@ -143,7 +143,7 @@ def _train(
 
 
 def seed_dropout(context: Context, step: int) -> None:
-    """Make what dropout draws in a step (counted from 0) a function of it, where a checkpoint cannot hold what it would draw next.
+    """Make what dropout draws a function of the step, counted from 0, where a checkpoint cannot hold what comes next.
 
     A checkpoint holds the state of the leading process's generator on the CPU: enough for one process on a CPU, which
     is left as it is. Processes that read other rows draw other numbers; those that split a layer the same.
