@@ -10,10 +10,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
+from jielong.errors import StorageError
 from jielong.serve.chat import Chat
 from jielong.serve.completions import Completions
 from jielong.serve.embeddings import Embeddings
-from jielong.serve.errors import ApiError, answer_api_error, answer_http_error
+from jielong.serve.errors import ApiError, answer_api_error, answer_http_error, answer_storage_error
 from jielong.serve.journal import Journal
 from jielong.serve.lookups import Lookups
 from jielong.serve.pages import Pages
@@ -60,7 +61,11 @@ def build_app(service: Service, more_routes: Sequence[Route] = (), pages: Pages 
             Middleware(Journal, metrics=service.metrics, paths=paths),
             Middleware(Gate, settings=service.settings),
         ],
-        exception_handlers={ApiError: answer_api_error, HTTPException: answer_http_error},
+        exception_handlers={
+            ApiError: answer_api_error,
+            HTTPException: answer_http_error,
+            StorageError: answer_storage_error,
+        },
     )
     app.router.redirect_slashes = False  # a redirect would repeat the Host header that somebody else has chosen
     return app

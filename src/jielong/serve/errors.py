@@ -3,8 +3,8 @@
     {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
 
 Statuses: 400 bad input, 401 no or a wrong key, 403 refused place or use, 404, 405, 408, 413, 415, 429 queue full, 431,
-500 our own bug, 503 loading, draining or dead. OpenAI's clients repeat a request at 408, 409, 429 and from 500 on, so
-that bad input must never be one of those.
+500 our own bug, 503 loading, draining or dead, 507 what the page keeps cannot be written. OpenAI's clients repeat a
+request at 408, 409, 429 and from 500 on, so that bad input must never be one of those.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ TYPES = {
     429: "rate_limit_error",
     500: "server_error",
     503: "unavailable_error",
+    507: "server_error",
 }
 
 
@@ -70,6 +71,16 @@ async def answer_api_error(request: Request, error: Exception) -> Response:
     """Starlette's handler of ApiError."""
     assert isinstance(error, ApiError)
     return error.response()
+
+
+async def answer_storage_error(request: Request, error: Exception) -> Response:
+    """Starlette's handler of a file that cannot be written (any more): conversations and votes of the page."""
+    return no_room(error).response()
+
+
+def no_room(error: Exception) -> ApiError:
+    """507 for a StorageError."""
+    return ApiError(507, str(error), code="cannot_be_kept", headers={"x-should-retry": "false"})
 
 
 async def answer_http_error(request: Request, error: Exception) -> Response:

@@ -40,6 +40,7 @@ class Site:
     history: History
     service: Any
     lab: Lab
+    server: Server
 
     @property
     def client(self) -> httpx2.Client:
@@ -92,7 +93,7 @@ def serving(
         with httpx2.Client(base_url=url) as client:
             while client.get("/health").status_code != 200:
                 pass
-        yield Site(url, places, history, service, lab)
+        yield Site(url, places, history, service, lab, server)
     finally:
         server.should_exit = True
         thread.join(timeout=20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -185,6 +186,15 @@ def test_compare_and_vote_once(tab: Any, site: Site) -> None:
     tab.get_by_role("button", name="Go on").click()
     tab.get_by_text("2/2").wait_for()
     assert tab.locator(".message.assistant .body").inner_text() == second
+    tab.get_by_role("textbox", name="Write a message").fill("and again?")
+    tab.keyboard.press("Enter")
+    tab.get_by_role("button", name="A is better").click()
+    tab.get_by_text("Thank you").wait_for()
+    tab.get_by_role("button", name="Compare").click()
+    ask(tab, "without pressing it")
+    tab.locator(".message.assistant[data-id]").nth(2).wait_for()
+    kinds = tab.locator(".message[data-id]").evaluate_all("(all) => all.map((one) => one.classList[1])")
+    assert kinds == ["user", "assistant"] * 3, "the answer that won is the one that it goes on from"
 
 
 def test_a_role_and_a_full_context(tab: Any) -> None:
@@ -386,6 +396,98 @@ def test_the_server_goes_and_comes_back(browser: Any, lab: Lab, tmp_path: Path) 
         page.locator(".trouble button").click()
         page.locator(".message.assistant .acts").wait_for()
     context.close()
+    assert not watch.wrong, watch.wrong
+
+
+def test_the_server_falls_in_the_middle_of_an_answer(browser: Any, lab: Lab, tmp_path: Path) -> None:
+    """What was asked stays, what was half said is not taken for an answer, and it can be asked again afterwards."""
+    write_run(tmp_path / "quick")
+    watch = Watch(expected=("ERR_CONNECTION_RE", "ERR_EMPTY_RESPONSE", "ERR_INCOMPLETE", "Failed to load resource"))
+    context = browser.new_context(locale="en-GB")
+    page = context.new_page()
+    page.set_default_timeout(8000)
+    with serving(lab, tmp_path / "quick") as first:
+        watch.over(page, first.url)
+        page.goto(first.url)
+        settings(page, temperature=0, max_tokens=60)
+        port, fallen = int(first.url.rpartition(":")[2]), threading.Event()
+        batcher = first.service.engine.ready().batcher
+        step, num_steps = batcher.step, 0
+
+        def held() -> Any:
+            nonlocal num_steps
+            num_steps += 1
+            assert num_steps < 12 or fallen.wait(20)
+            return step()
+
+        batcher.step = held
+        page.get_by_role("textbox", name="Write a message").fill("go on and on")
+        page.keyboard.press("Enter")
+        page.locator(".writing .token").first.wait_for()
+
+        def fall() -> None:
+            first.server.should_exit = first.server.force_exit = True
+            for server in first.server.servers:
+                server.close()
+            for connection in list(first.server.server_state.connections):
+                connection.transport.abort()  # type: ignore[union-attr]
+
+        assert first.server.loop is not None
+        first.server.loop.call_soon_threadsafe(fall)
+        page.get_by_text("broke off before the answer was whole").wait_for()
+        page.locator("#banner").wait_for()
+        fallen.set()
+    assert page.locator(".message.user .body").inner_text() == "go on and on"
+    assert page.locator(".message.assistant").count() == 0
+    with serving(lab, tmp_path / "quick", port) as second:
+        page.locator("#banner").wait_for(state="hidden")
+        page.locator(".trouble button").click()
+        page.locator(".message.assistant .acts").wait_for()
+        [kept] = second.history.conversations()
+        found = second.history.conversation(kept["id"])
+        assert found is not None and [one["role"] for one in found["messages"]] == ["user", "assistant"]
+    context.close()
+    assert not watch.wrong, watch.wrong
+
+
+def test_a_prompt_of_a_megabyte_is_refused_kindly(tab: Any, watch: Watch) -> None:
+    """What the server cannot take at once, and what the model cannot read: nothing that was written is lost."""
+    watch.expected = ("413 (Request Entity Too Large)", "400 (Bad Request)")
+    open_chat(tab)
+    field = tab.get_by_role("textbox", name="Write a message")
+    for size, said in (((1 << 20) + 1, "more text than the server takes"), (1_000_000, "more than the model can read")):
+        field.fill("x" * size)
+        tab.keyboard.press("Enter")
+        tab.get_by_text(said).wait_for()
+        if size > 1 << 20:
+            assert len(field.input_value()) == size
+    field.fill("short")
+    tab.keyboard.press("Enter")
+    tab.locator(".message.assistant .acts").wait_for()
+    assert tab.locator(".message.user .turns").inner_text().strip() == "2/2", "beside the question without an answer"
+
+
+def test_a_run_that_is_removed_while_it_is_shown(browser: Any, lab: Lab, tmp_path: Path) -> None:
+    """The model is in memory and goes on; what cannot be kept or read any more is said."""
+    run = tmp_path / "runs" / "quick"
+    write_run(run)
+    watch, context = Watch(expected=("Failed to load resource",)), browser.new_context(locale="en-GB")
+    with serving(lab, run) as own, own.client as client:
+        page = context.new_page()
+        page.set_default_timeout(8000)
+        watch.over(page, own.url)
+        page.goto(f"{own.url}/training")
+        page.locator(".chart svg path.line").first.wait_for()
+        shutil.rmtree(run)
+        page.get_by_text("No runs here yet").wait_for()
+        chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+        assert client.post("/v1/chat/completions", json=chat).status_code == 200
+        compared = client.post("/api/comparisons", json=chat)
+        assert compared.status_code == 503 and compared.json()["error"]["code"] == "weights_changed"
+        assert client.post("/api/inside/steps", json={"text": "a"}).status_code == 400
+        kept = client.post("/api/conversations", json={"id": "ab" * 16})
+        assert kept.status_code in (201, 507) and not run.exists()
+        context.close()
     assert not watch.wrong, watch.wrong
 
 

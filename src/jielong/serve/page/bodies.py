@@ -24,7 +24,8 @@ class Body(BaseModel):
 
 
 async def read_body(request: Request, kind: type[Model], most_bytes: int) -> Model:
-    """The body as `kind`. Raises ApiError: 415 for another media type, 413 when it is too large, 400 when it is wrong.
+    """The body as `kind`. Raises ApiError: 415 for another media type, 413 when it or a text in it is too large, 400
+    when it is wrong.
 
     Unlike `intake.read` it takes bodies of megabytes, and knows every key.
     """
@@ -39,8 +40,10 @@ async def read_body(request: Request, kind: type[Model], most_bytes: int) -> Mod
     try:
         return kind.model_validate_json(bytes(content))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "string_too_long" and first["ctx"]["max_length"] == MOST_CHARACTERS:
+            raise ApiError(413, f"{where}: {first['msg']}", param=where, code="body_too_long") from None
         raise bad_request(f"{where or 'body'}: {first['msg']}", where or None) from None
 
 

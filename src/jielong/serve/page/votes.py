@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from jielong.data.votes import Answer, Vote, append_vote
-from jielong.errors import DataError, ModelError
+from jielong.errors import DataError, ModelError, StorageError
 from jielong.folder import model_hash
-from jielong.serve.errors import ApiError, bad_request, unavailable
+from jielong.serve.errors import ApiError, bad_request, no_room, unavailable
 from jielong.serve.page.history import History
 from jielong.serve.schema import Body
 
@@ -84,10 +84,13 @@ class Ballots:
         return f"{number}.{hmac.new(secret, number.encode(), hashlib.sha256).hexdigest()}"
 
     def keep(self, prompt: list[dict[str, str]], answers: list[dict[str, Any]]) -> str:
-        """Remembers what was served; the signed number to vote with."""
+        """Remembers what was served; the signed number to vote with. Raises ApiError 507 when it cannot be kept."""
         number = secrets.token_hex(16)
-        self.history.keep_comparison(number, {"prompt": prompt, "answers": answers})
-        return self.sign(number)
+        try:
+            self.history.keep_comparison(number, {"prompt": prompt, "answers": answers})
+            return self.sign(number)
+        except StorageError as error:
+            raise no_room(error) from None
 
     def vote(self, body: VoteBody, user: str) -> list[dict[str, Any]]:
         """Writes the vote -> what wrote each side. Raises ApiError: 403 for a number that is not signed by this server,

@@ -6,11 +6,12 @@ import { answer, beyondSight, chatBody, NUM_TOP, numTokens, prefixToken, speedOf
 import { comparison } from './compare.js';
 import { Composer } from './composer.js';
 import { Models } from './models.js';
-import { ROLES, Settings, translates } from './settings.js';
+import { Settings, translates } from './settings.js';
 import { Sidebar } from './sidebar.js';
 import { noteText, Thread } from './thread.js';
 import { TokenCard } from './tokens.js';
 import { newId, spoken, Tree } from './tree.js';
+import { welcome } from './welcome.js';
 
 export async function mount(host, app) {
   const chat = new Chat(host, app);
@@ -26,6 +27,7 @@ class Chat {
     this.tree = new Tree();
     this.leaf = '';
     this.sight = { parent: '', dropped: 0 }; // how many turns were left out for the answer to this message
+    this.goOn = null; // keeps the answers that were voted on, as a press of "Go on" does
     this.running = null; // AbortController of the answer that is being written
   }
 
@@ -133,15 +135,7 @@ class Chat {
   }
 
   greet() {
-    const model = this.models.writers[0];
-    if (!model.chats) { this.welcome.replaceChildren(el('p', { class: 'trouble', t: 'baseModel' })); return; }
-    const role = Object.values(ROLES).find(({ system }) => system === this.settings.system.value) ?? ROLES.assistant;
-    if (translates(model)) {
-      this.welcome.replaceChildren(el('h2', { t: 'translatorGreeting' }), el('p', { class: 'mute', t: ['translatorWhy', model.name] }));
-      return;
-    }
-    this.welcome.replaceChildren(el('h2', { t: 'greeting' }), el('p', { class: 'mute', t: ['greetingWhy', model.name] }),
-      el('div', { class: 'starters' }, role.starters.map((text) => el('button', { type: 'button', on: { click: () => this.ask(text, this.leaf) } }, text))));
+    this.welcome.replaceChildren(...welcome(this.models.writers[0], this.settings.system.value, (text) => this.ask(text, this.leaf)));
   }
 
   /** A new system message: of this conversation when nothing was said in it yet, else of a new one. */
@@ -151,10 +145,13 @@ class Chat {
     this.greet();
   }
 
-  submit(text) {
+  /** A message under what is shown last; beside a question that has got no answer, for no two questions follow each other. */
+  async submit(text) {
     if (this.running || !this.models.writers[0].chats) return;
     this.composer.take();
-    this.ask(text, this.leaf);
+    await this.goOn?.();
+    const last = this.tree.messages.get(this.leaf);
+    this.ask(text, last?.role === 'user' ? last.parent : this.leaf);
   }
 
   stop() { this.running?.abort(); }
@@ -293,13 +290,16 @@ class Chat {
     thread.pinned = true;
     await comparison(thread.log, asked, controller.signal, { stick: () => thread.toEnd(), onVote: ({ choice, answers, replies }) => {
       if (this.conversation !== conversation) return null;
-      return async () => {
+      this.goOn = async () => {
+        this.goOn = null;
+        if (this.conversation !== conversation) return;
         for (const side of choice === 'a' ? [1, 0] : [0, 1]) {
           await this.keep({ id: newId(), parent, role: 'assistant', content: replies[side], note: { model: answers[side].model, temperature: answers[side].sampling.temperature }, spans: null });
         }
         this.draw();
         this.composer.focus();
       };
+      return () => this.goOn?.();
     } });
   }
 
@@ -308,7 +308,14 @@ class Chat {
     const message = this.tree.messages.get(node.closest('.message').dataset.id);
     if (this.running || !message) return;
     this.running = new AbortController();
-    const spans = await this.spansOf(message);
+    let spans;
+    try {
+      spans = await this.spansOf(message);
+    } catch (error) {
+      this.running = null;
+      this.thread.fail(error, () => this.branch(node, index, place, [token, logprob, bytes]));
+      return;
+    }
     const [, entries] = spans[index];
     const chosen = [token, logprob, entries[place][2], null, ...(bytes ? [bytes] : [])];
     const begun = [...spans.slice(0, index), [bytes ? '' : token, [...entries.slice(0, place), chosen]]];

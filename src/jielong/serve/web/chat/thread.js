@@ -1,5 +1,6 @@
 /** The messages of one branch, drawn. Long conversations show their end; what is above comes when it is scrolled to. */
-import { announce, el, iconButton, speak } from '../shell/dom.js';
+import { copy } from '../shell/copy.js';
+import { el, iconButton } from '../shell/dom.js';
 import { Markdown } from '../markdown/render.js';
 import { colour } from './tokens.js';
 import { roleName } from './settings.js';
@@ -169,13 +170,6 @@ export class Thread {
     if (first) first.tabIndex = 0;
     return true;
   }
-}
-
-async function copy(text) {
-  await navigator.clipboard.writeText(text);
-  const told = el('span');
-  speak(told, 't', 'copied');
-  announce(told.textContent);
 }
 
 /** "jie-s · 42 tokens · 310 tokens/s". */

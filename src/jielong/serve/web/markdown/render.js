@@ -2,8 +2,8 @@
  * Markdown on the page, as it streams in. Finished blocks are never touched again; the last one is drawn anew, at most
  * once a frame. Text goes in as text nodes alone, so what a model writes stays inert.
  */
-import { el, iconButton, announce } from '../shell/dom.js';
-import { say } from '../shell/words.js';
+import { copy } from '../shell/copy.js';
+import { el, iconButton } from '../shell/dom.js';
 import { Blocks } from './blocks.js';
 import { inline } from './inline.js';
 
@@ -93,14 +93,9 @@ export class Markdown {
       if (place) code.append('\n');
       this.emit(code, line.start, line.end);
     });
-    const copy = iconButton('copy', 'copy', () => this.copy(code.textContent), { class: 'quiet copy' });
+    const copy = iconButton('copy', 'copy', () => copy(code.textContent), { class: 'quiet copy' });
     return el('figure', { class: 'code' }, el('figcaption', {}, el('span', {}, language), copy),
       el('pre', { tabindex: 0 }, code));
-  }
-
-  async copy(text) {
-    await navigator.clipboard.writeText(text);
-    announce(say('copied'));
   }
 
   /** Inline text of some lines, with their breaks, into `to`. */

@@ -1,5 +1,6 @@
 /** The small network: points, network, what it says, and the buttons that make it learn. */
-import { announce, download, el, iconButton } from '../shell/dom.js';
+import { copy } from '../shell/copy.js';
+import { download, el, iconButton } from '../shell/dom.js';
 import { say } from '../shell/words.js';
 import { Controls } from './controls.js';
 import { draw, FEATURES, split } from './datasets.js';
@@ -219,8 +220,7 @@ export class NetworkFace {
 
   async copyLink() {
     this.address();
-    await navigator.clipboard.writeText(location.href);
-    announce(say('copied'));
+    await copy(location.href);
   }
 
   save() {
