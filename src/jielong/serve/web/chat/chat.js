@@ -3,7 +3,6 @@ import { announce, el } from '../shell/dom.js';
 import { getJson, modelsOf, request, send } from '../shell/api.js';
 import { say } from '../shell/words.js';
 import { answer, beyondSight, chatBody, NUM_TOP, numTokens, prefixToken, speedOf, withoutIds } from './answers.js';
-import { comparison } from './compare.js';
 import { Composer } from './composer.js';
 import { Models } from './models.js';
 import { Settings, translates } from './settings.js';
@@ -288,6 +287,7 @@ class Chat {
   async replyTwice(parent, asked, controller) {
     const { conversation, thread } = this;
     thread.pinned = true;
+    const { comparison } = await import('./compare.js'); // most first visits compare nothing
     await comparison(thread.log, asked, controller.signal, { stick: () => thread.toEnd(), onVote: ({ choice, answers, replies }) => {
       if (this.conversation !== conversation) return null;
       this.goOn = async () => {
