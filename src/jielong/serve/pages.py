@@ -101,7 +101,7 @@ def _read(folder: Path) -> dict[str, _File]:
         if path.is_file():
             content = path.read_bytes()
             kind = TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-            etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+            etag = f'"{hashlib.sha256(content).hexdigest()[:12]}"'
             packed = gzip.compress(content, 9, mtime=0)
             files[path.relative_to(folder).as_posix()] = _File(content, packed, kind, etag)
     return files
