@@ -112,6 +112,28 @@ def test_killed_twice(
     assert_equal_to_reference(folder, stage)
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "ppo"])
+def test_killed_where_checkpoints_are_written_beside_training(
+    stage: str,
+    recipe: Path,
+    copied: Callable[[str], Path],
+    trouble: Trouble,
+    invoke: Invoke,
+    assert_equal_to_reference: Callable[[Path, str], None],
+) -> None:
+    """A checkpoint has its name when the next one is begun: at the latest the one before the last is there."""
+    folder = copied(stage)
+    command = ("run", recipe, "--out", folder, "--until", stage, "--set", "run.async_checkpoints=true")
+    num_steps, every = STEPS[stage]
+    code, errors = trouble(*command, stage=stage, step=num_steps - 1, moment="after_step")
+    assert code == -signal.SIGKILL, errors
+    code, _, said = invoke(*command)
+    assert code == 0, said
+    starts = [num_steps - every, num_steps - 2 * every]
+    assert any(f"going on from {unit} {start}\n" in said for start in starts for unit in ("step", "iteration")), said
+    assert_equal_to_reference(folder, stage)
+
+
 def test_kill_from_outside(
     recipe: Path,
     copied: Callable[[str], Path],
