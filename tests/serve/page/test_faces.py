@@ -174,6 +174,7 @@ def test_compare_and_vote_once(tab: Any, site: Site) -> None:
     tab.keyboard.press("Enter")
     tab.get_by_role("button", name="B is better").wait_for()
     assert tab.locator(".side .who").all_inner_texts() == ["", ""], "names come after the vote"
+    assert tab.locator("#announce").inner_text() == "Both answers are here. Which one is better?"
     second = tab.locator(".side .body").nth(1).inner_text()
     tab.get_by_text("Write a better answer").click()
     tab.get_by_role("textbox", name="Write a better answer").fill("this one")

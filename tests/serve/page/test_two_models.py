@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,21 @@ def test_the_death_of_one_ends_a_comparison(lab: Lab, other: Lab, tmp_path: Path
         assert [one["id"] for one in client.get("/api/page").json()["models"]] == [NAME]
         assert client.post("/v1/chat/completions", json=ASKED).status_code == 200
         compare(client, model=NAME)
+
+
+def test_leaving_frees_both(client: httpx2.Client, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for engine in site.service.engines:
+        batcher = engine.ready().batcher
+        step = batcher.step
+        monkeypatch.setattr(batcher, "step", lambda step=step: (time.sleep(0.02), step())[1])
+    before = [engine.metrics.finished.values.get(("cancelled",), 0) for engine in site.service.engines]
+    asked = {**ASKED, "max_tokens": 40, "ignore_eos": True}
+    with client.stream("POST", "/api/comparisons", json=asked) as reply:
+        assert next(reply.iter_lines()).startswith("data: ")
+        assert site.service.num_open == 2
+    until_free(client)
+    after = [engine.metrics.finished.values[("cancelled",)] for engine in site.service.engines]
+    assert [now - then for now, then in zip(after, before, strict=True)] == [1, 1]
 
 
 # In a browser.

@@ -2,7 +2,7 @@
  * Two answers side by side, of one model or of two. Which gave which is told after the vote; the server decides the sides,
  * signs what it served, and takes one vote on it.
  */
-import { el } from '../shell/dom.js';
+import { announce, el } from '../shell/dom.js';
 import { send, stream } from '../shell/api.js';
 import { say } from '../shell/words.js';
 import { Markdown } from '../markdown/render.js';
@@ -34,6 +34,7 @@ export async function comparison(log, asked, signal, { onVote, stick }) {
     button.focus();
     stick();
   });
+  announce(say('bothDone'));
   stick();
 }
 

@@ -46,7 +46,7 @@ const WORDS = {
   vote_both_bad: ['Both bad', '都不好'], betterAnswer: ['Write a better answer', '写一个更好的回答'], betterHint: ['What it should have said', '它本该怎么说'],
   voted: ['Thank you. The vote is written down for the next reward model.', '谢谢，这一票已记下，用于训练下一个奖励模型。'],
   comparesTwo: ['Two models answer, in random order. Their names come after the vote.', '两个模型各答一边，左右随机，投票后才显示名字。'], comparesOne: ['One model answers twice.', '同一个模型回答两次。'],
-  whichModel: ['Who answers', '由谁回答'], twoModels: ['two models', '两个模型'],
+  bothDone: ['Both answers are here. Which one is better?', '两个回答都好了，哪个更好？'], whichModel: ['Who answers', '由谁回答'], twoModels: ['two models', '两个模型'],
   votedBefore: ['There is a vote on these two already.', '这两个回答已经投过票了。'], cutShort: ['Stopped: answers that were cut short are not voted on.', '已停止：没说完的回答不参与投票。'],
   goOn: ['Go on', '继续聊'],
   // playground

@@ -70,7 +70,8 @@ export class Chart {
       yield svg('text', { x: EDGE.left - 7, y: this.y(value) + 4, class: 'end' }, brief(value));
     }
     for (const step of ticks(this.first, Math.max(this.last, this.first + 1), 5)) {
-      if (step <= this.last) yield svg('text', { x: this.x(step), y: HEIGHT - 7, class: 'middle' }, brief(step));
+      const atEdge = this.x(step) > WIDTH - 30; // where half of it would be cut off
+      if (step <= this.last) yield svg('text', { x: atEdge ? WIDTH - 1 : this.x(step), y: HEIGHT - 7, class: atEdge ? 'end' : 'middle' }, brief(step));
     }
   }
 
