@@ -25,7 +25,7 @@ from jielong.generate.quantize import (
 
 # Largest difference from the reference, as a part of its largest number. Of bfloat16 and int4 it is that of bfloat16
 # inputs and outputs, 8 bits; of int8 that of inputs of 8 bits with a sign.
-TOLERANCES = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 1.5e-2, "int4": 1e-2}
+TOLERANCES = {"float32": 1e-5, "float16": 1e-5, "bfloat16": 1e-2, "int8": 1.5e-2, "int4": 1e-2}
 
 
 def make(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
@@ -62,7 +62,7 @@ def test_rounding_is_to_the_nearest() -> None:
     assert restored(torch.zeros(16, 32), "int4").abs().max() < 1e-20
 
 
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16", "int8"])
 @pytest.mark.parametrize("shape", [(96, 32), (768, 96), (64, 2048), (300, 128)])
 def test_a_row_does_not_depend_on_its_neighbours(kind: str, shape: tuple[int, int]) -> None:
     """To the bit, from LEAST_ROWS rows on; int8 whatever there is: its sums are of whole numbers."""
@@ -82,7 +82,7 @@ def test_what_is_missing_gives_way_to_the_next_larger(monkeypatch: pytest.Monkey
     weight, x = make(32, 64), make(3, 64, 1)
     expected = F.linear(x, weight)
     monkeypatch.setattr(quantize, "torch_is_steady", lambda num_out, num_in: False)
-    for missing in (("int4",), ("int8", "int4"), ("bfloat16", "int8", "int4"), KINDS):
+    for missing in (("int4",), ("int8", "int4"), KINDS[2:], KINDS[1:], KINDS):
         monkeypatch.setattr(quantize, "available", lambda kind, missing=missing: kind not in missing)
         for kind in ("int4", "int8", "float32"):
             found = build_product(weight, None, kind)(x).float()
@@ -100,12 +100,12 @@ def test_a_kernel_that_fails_or_lies_is_not_used(monkeypatch: pytest.MonkeyPatch
     for wrong in (fails, lies):
         monkeypatch.setattr(quantize.PackedProduct, "__call__", wrong)
         assert not available.__wrapped__("float32")
-    with pytest.raises(UsageError, match="'int5'; legal are auto, float32, bfloat16, int8, int4"):
+    with pytest.raises(UsageError, match="'int5'; legal are auto, float32, float16, bfloat16, int8, int4"):
         available("int5")
 
 
 def test_the_fastest_is_taken_and_a_smaller_one_only_for_a_gain(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {"float32": 1.0, "bfloat16": 0.9, "int8": 0.95}
+    seconds = {"float32": 1.0, "float16": 0.95, "bfloat16": 0.9, "int8": 0.95}
     order = iter(())
 
     def timed(products: object, rows: list[torch.Tensor]) -> float:
@@ -115,7 +115,7 @@ def test_the_fastest_is_taken_and_a_smaller_one_only_for_a_gain(monkeypatch: pyt
     monkeypatch.setattr(quantize, "_seconds", timed)
     for change, expected in (({}, "float32"), ({"bfloat16": 0.8}, "bfloat16"), ({"int8": 0.5}, "int8")):
         seconds |= change
-        order = iter([seconds[kind] for kind in KINDS[:3] for _ in range(5)])
+        order = iter([seconds[kind] for kind in KINDS[:4] for _ in range(5)])
         assert fastest([make(32, 32)]) == expected
     monkeypatch.setattr(quantize, "available", lambda kind: kind == "float32")
     order = iter([1.0] * 5)

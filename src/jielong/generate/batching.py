@@ -267,7 +267,7 @@ class Batcher:
         tokens = [[progress.tokens[-1]] for progress in writing] + [[0]] * (len(lengths) - len(writing))
         ids = torch.tensor(tokens, device=self.runtime.device)  # (R, 1)
         with self.runtime.autocast():
-            logits = self.model(ids, cache=self.rows.view(0, lengths, 1))[: len(writing), 0]  # (R, V)
+            logits = self.model(ids, cache=self.rows.view(0, lengths, 1, len(writing)))[: len(writing), 0]  # (R, V)
         for progress in writing:
             progress.num_held += 1
         return self._draw(writing, logits[:, : self.tokenizer.vocab_size])

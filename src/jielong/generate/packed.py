@@ -7,6 +7,7 @@ model it was made of, and does not follow when that is trained.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -82,14 +83,20 @@ class _Logits:
 
 
 class QuickNorm:
-    """RMSNorm in one call. The same formula as `RMSNorm`, rounded in another order."""
+    """RMSNorm in four calls, x / hypot(|x|, sqrt(D eps)) * sqrt(D) weight: the formula of `RMSNorm`, rounded otherwise.
+
+    torch's own is put together from six on a CPU.
+    """
 
     def __init__(self, norm: RMSNorm) -> None:
-        self.weight, self.shape, self.eps = norm.weight.detach(), norm.weight.shape, norm.eps
+        size = norm.weight.numel()
+        self.weight = norm.weight.detach().float() * math.sqrt(size)
+        self.least = torch.tensor(math.sqrt(size * norm.eps))
 
     def __call__(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         wide = x if x.dtype == torch.float32 else x.float()
-        normed = F.rms_norm(wide, self.shape, self.weight, self.eps)
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        normed = torch.div(wide, torch.hypot(length, self.least)).mul_(self.weight)
         dtype = dtype or x.dtype
         return normed if dtype == torch.float32 else normed.to(dtype)
 

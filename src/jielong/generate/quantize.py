@@ -1,4 +1,4 @@
-"""Matrix products with weights packed once: float32, bfloat16, 8 and 4 bits, on a CPU.
+"""Matrix products with weights packed once: float32, float16, bfloat16, 8 and 4 bits, on a CPU.
 
 The one place for operations of torch that are not in its documentation. Each is tried out before it is used
 (`available`), and a test holds it to the product with the weights as they come back from rounding (`restored`). Where
@@ -8,6 +8,8 @@ float32, bfloat16: oneDNN's own order of the weights. A row of the product has t
 it, from LEAST_ROWS rows on, which torch's own float32 product has not. But a call of oneDNN takes 20 microseconds
 more, so a small float32 matrix is multiplied by torch where that is found to be as steady at the sizes in STEADY_SIZES,
 to which rows are filled up (`PlainProduct`).
+float16: FBGEMM's; inputs, sums and outputs in float32. A row's sums do not depend on how many there are. For few rows
+it reads more weights a second than the bfloat16 product, for many (a long prompt) it computes half as fast.
 int8: each output's weights are whole numbers of -127 .. 127 times a factor, each input row whole numbers of 8 bits
 times its own factor; sums of whole numbers are exact. int4: 16 levels between the least and the greatest of each 32
 weights; inputs in bfloat16.
@@ -28,9 +30,9 @@ from torch import Tensor
 
 from jielong.errors import UsageError
 
-KINDS = ("float32", "bfloat16", "int8", "int4")
+KINDS = ("float32", "float16", "bfloat16", "int8", "int4")
 # Fewer rows than these round otherwise than more; sums of whole numbers are exact.
-LEAST_ROWS = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 1}
+LEAST_ROWS = {"float32": 4, "float16": 1, "bfloat16": 2, "int8": 1, "int4": 1}
 STEADY_SIZES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _SMALL_WEIGHTS = 1 << 20
 GROUP = 32  # weights that share a scale in int4
@@ -41,7 +43,7 @@ Product = Callable[[Tensor], Tensor]  # (..., D) -> (..., N)
 
 def compute_dtype(kind: str) -> torch.dtype:
     """What a product of this kind takes and gives at its best."""
-    return torch.float32 if kind in ("float32", "int8") else torch.bfloat16
+    return torch.bfloat16 if kind in ("bfloat16", "int4") else torch.float32
 
 
 def build_product(weight: Tensor, bias: Tensor | None, kind: str) -> Product:
@@ -59,6 +61,8 @@ def build_product(weight: Tensor, bias: Tensor | None, kind: str) -> Product:
         return Int8Product(weight, bias, dtype)
     if wanted == "int4":
         return Int4Product(weight, bias)
+    if wanted == "float16":
+        return HalfProduct(weight, bias, dtype)
     return PackedProduct(weight, bias, compute_dtype(wanted), dtype)
 
 
@@ -68,7 +72,10 @@ def _fits(weight: Tensor, kind: str) -> bool:
 
 
 class PlainProduct:
-    """Weights as they are, and as many rows as one of STEADY_SIZES, those beyond the given ones zeros."""
+    """Weights as they are, and as many rows as one of STEADY_SIZES, those beyond the given ones zeros.
+
+    One row alone is multiplied as it is: fewer than LEAST_ROWS are not steady in any case.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
@@ -76,7 +83,9 @@ class PlainProduct:
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])  # torch may take a product of three dimensions apart, row by row
         num, most = len(rows), STEADY_SIZES[-1]
-        if num > most:
+        if num == 1:
+            found = F.linear(rows, self.weight, self.bias)
+        elif num > most:
             found = torch.cat([self(rows[start : start + most]) for start in range(0, num, most)])
         else:
             size = STEADY_SIZES[bisect.bisect_left(STEADY_SIZES, num)]
@@ -112,33 +121,47 @@ class PackedProduct:
         return found if found.dtype == self.dtype else found.to(self.dtype)
 
 
+class HalfProduct:
+    """Weights in float16, inputs and sums in float32. dtype: what it gives."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self.packed, self.dtype = torch.ops.quantized.linear_prepack_fp16(weight, bias), dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x if x.dtype == torch.float32 else x.float()
+        found: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+        return found if found.dtype == self.dtype else found.to(self.dtype)
+
+
 class Int8Product:
     """Whole numbers of 8 bits on both sides.
 
-    torch rounds all rows by the range of them all, which would let a row's neighbours change what it gets. So each is
-    divided by its own largest number first, and a row that holds 1 and -1 is put beside them: the range is then always
-    that from -1 to 1.
+    Each row is divided by its own largest number, then rounded to 127ths: its neighbours do not change what it gets.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         numbers, scale = round_int8(weight)
+        engine = torch.backends.quantized.engine
         with warnings.catch_warnings():  # the tensor type is deprecated; `available` will tell when it is gone
             warnings.simplefilter("ignore")
             zeros = torch.zeros(len(scale), dtype=torch.int64)
             quantised = torch._make_per_channel_quantized_tensor(numbers, scale.double(), zeros, 0)
-            self.packed = torch.ops.quantized.linear_prepack(quantised, None)
+            try:
+                torch.backends.quantized.engine = "fbgemm"  # the one that takes the inputs' scale from outside
+                self.packed = torch.ops.quantized.linear_prepack(quantised, None)
+            finally:
+                torch.backends.quantized.engine = engine
         self.bias, self.dtype = bias, dtype
-        self.guard = torch.zeros(1, weight.shape[1])
-        self.guard[0, 0], self.guard[0, -1] = 1.0, -1.0
 
     def __call__(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).float()  # (M, D)
-        largest = torch.linalg.vector_norm(rows, math.inf, dim=1, keepdim=True).clamp_(min=1e-30)  # (M, 1)
-        guarded = torch.cat((self.guard, rows / largest))
-        found = torch.ops.quantized.linear_dynamic(guarded, self.packed, False)[1:] * largest  # (M, N)
+        x = x if x.dtype == torch.float32 else x.float()
+        largest = torch.linalg.vector_norm(x, math.inf, dim=-1, keepdim=True).clamp_(min=1e-30)  # (..., 1)
+        found: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            x / largest, 1 / 127, 128, self.packed
+        ).mul_(largest)  # (..., N)
         if self.bias is not None:
             found += self.bias
-        return found.view(*x.shape[:-1], -1).to(self.dtype)
+        return found if found.dtype == self.dtype else found.to(self.dtype)
 
 
 class Int4Product:
@@ -186,7 +209,7 @@ def restored(weight: Tensor, kind: str) -> Tensor:
     if kind == "int4":
         numbers, scale, zero = round_int4(weight)
         return ((numbers.unflatten(1, (-1, GROUP)) - 8) * scale[..., None] + zero[..., None]).flatten(1)
-    return weight.to(compute_dtype(kind)).float()
+    return weight.half().float() if kind == "float16" else weight.to(compute_dtype(kind)).float()
 
 
 @functools.cache
@@ -203,6 +226,8 @@ def available(kind: str) -> bool:
             product = Int8Product(weight, None, torch.float32)
         elif kind == "int4":
             product = Int4Product(weight, None)
+        elif kind == "float16":
+            product = HalfProduct(weight, None, torch.float32)
         else:
             product = PackedProduct(weight, None, compute_dtype(kind), compute_dtype(kind))
         found = product(x).float()
@@ -217,11 +242,12 @@ def torch_is_steady(num_out: int, num_in: int) -> bool:
     generator = torch.Generator().manual_seed(0)
     product = PlainProduct(torch.randn(num_out, num_in, generator=generator), None)
     row = torch.randn(1, num_in, generator=generator)
-    alone, rows = product(row), row.repeat(STEADY_SIZES[-1], 1)
+    rows = row.repeat(STEADY_SIZES[-1], 1)
+    alone = product(rows[: STEADY_SIZES[0]])[:1]
     return all(torch.equal(product(rows[:size]), alone.expand(size, -1)) for size in STEADY_SIZES)
 
 
-def fastest(weights: Sequence[Tensor], kinds: Sequence[str] = KINDS[:3], gain: float = 1.15) -> str:
+def fastest(weights: Sequence[Tensor], kinds: Sequence[str] = KINDS[:4], gain: float = 1.15) -> str:
     """Which kind multiplies one row by these matrices soonest; a smaller one only where it is `gain` times as fast.
 
     Takes a fraction of a second. What it finds may change with the machine's other work; name a kind for results that

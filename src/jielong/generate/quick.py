@@ -38,11 +38,12 @@ class QuickAttention:
         return self._out(self._attend(mixed, context, view))
 
     def _attend(self, mixed: Tensor, context: Context, view: RowsView) -> Tensor:
-        heads, batch = self.heads, len(mixed)
+        heads, batch = self.heads, view.num_real
         kv, num, size = heads.num_kv_heads, heads.num_heads, heads.head_size
         if view.turns is None:
-            view.turns = self._tables(context.rotation, mixed.dtype)
-        split = mixed.view(batch, -1, size)  # (B, N + 2K, H)
+            view.turns = self._tables(context.rotation, mixed.dtype, batch)
+        real = mixed if len(mixed) == batch else mixed[:batch]  # nobody looks at what the others see
+        split = real.view(batch, -1, size)  # (B, N + 2K, H)
         if view.turns:
             cos, sin = view.turns
             split = (split * cos).add_(split.roll(size // 2, -1) * sin)
@@ -59,11 +60,12 @@ class QuickAttention:
             found = torch.bmm(parts[0], values[0])
             for part, block in zip(parts[1:], values[1:], strict=True):
                 found = torch.baddbmm(found, part, block)
-        return found[:, : heads.group].reshape(batch, 1, num * size)
+        found = found[:, : heads.group].reshape(batch, 1, num * size)
+        return found if len(mixed) == batch else torch.cat((found, found.new_zeros(len(mixed) - batch, 1, num * size)))
 
-    def _tables(self, rotation: Rotation, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    def _tables(self, rotation: Rotation, dtype: torch.dtype, batch: int) -> tuple[Tensor, ...]:
         """cos and sin (B, N + 2K, H) that turn queries and keys, and leave values as they are; () to turn nothing."""
         if not isinstance(rotation, Turned):
             return ()
-        both = torch.stack((rotation.cos, rotation.sin), dim=1).float()  # (B, 2, 1, H)
+        both = torch.stack((rotation.cos[:batch], rotation.sin[:batch]), dim=1).float()  # (B, 2, 1, H)
         return (both * self._is_turned).add_(self._is_not).to(dtype).unbind(1)

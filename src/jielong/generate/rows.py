@@ -130,9 +130,10 @@ class RowCache:
         """A copy of the keys and values of a row's tokens, (2 L, K, end - start, H)."""
         return self.buffer[:, row, :, start:end].clone()
 
-    def view(self, first: int, lengths: Sequence[int], num_new: int) -> RowsView:
+    def view(self, first: int, lengths: Sequence[int], num_new: int, num_real: int | None = None) -> RowsView:
         """The rows first, first + 1, ... which hold `lengths` tokens and are about to read num_new more each.
 
+        num_real: how many of them are anybody's, None for all; the others stand in for rows that a product must have.
         Raises ModelError when the buffer is too small.
         """
         rows = range(first, first + len(lengths))
@@ -141,7 +142,7 @@ class RowCache:
             raise ModelError(f"{len(lengths)} rows of {longest} tokens do not fit; reserve room first")
         for row, length in zip(rows, lengths, strict=True):
             self.mark(row, length + num_new)
-        return RowsView(self, rows, lengths, num_new)
+        return RowsView(self, rows, lengths, num_new, num_real)
 
     def seen(self, rows: range, num_keys: int) -> _Seen:
         """Views of some rows, made once for many steps."""
@@ -187,10 +188,13 @@ class _Seen:
 class RowsView:
     """Implements `model.context.Cache` for one forward over some rows of a `RowCache`, one beside the other.
 
-    turns: where layers keep what they turn by, see `quick`.
+    num_real: only so many of its rows are anybody's. turns: where layers keep what they turn by, see `quick`.
     """
 
-    def __init__(self, cache: RowCache, rows: range, lengths: Sequence[int], num_new: int) -> None:
+    def __init__(
+        self, cache: RowCache, rows: range, lengths: Sequence[int], num_new: int, num_real: int | None = None
+    ) -> None:
+        self.num_real = len(rows) if num_real is None else num_real
         self.lengths = torch.tensor(lengths, device=cache.buffer.device)  # (B,)
         self.turns: tuple[Tensor, ...] | None = None
         self._cache, self._rows, self._num_new = cache, rows, num_new
@@ -214,18 +218,20 @@ class RowsView:
         return self._all[layer], self._all[behind]
 
     def put(self, layer: int, new: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
-        """Write one new token's keys and values, (B, 2K, H); all of the rows', as `_Seen` has them."""
+        """Write one new token's keys and values, (B, 2K, H), of the real rows; all of theirs, as `_Seen` has them."""
         if self._seen is None:
-            self._seen = self._cache.seen(self._rows, self._num_keys)
-            self._targets = (self._seen.first + self.lengths[:, None]).flatten(1).unbind(0)  # L of (B 2K,)
+            self._seen = self._cache.seen(self._rows[: self.num_real], self._num_keys)
+            self._targets = (
+                (self._seen.first + self.lengths[: self.num_real, None]).flatten(1).unbind(0)
+            )  # L of (B 2K,)
         self._seen.flat.index_copy_(0, self._targets[layer], new.reshape(-1, new.shape[-1]))
         return self._seen.keys[layer], self._seen.values[layer]
 
     def bias(self, window: int) -> Tensor:
-        """(B K, 1, S): 0 at the keys that one new token of each row sees, -inf elsewhere; behind the first `put`."""
+        """(B K, 1, S): 0 at the keys that a new token of each real row sees, -inf elsewhere; behind a `put`."""
         if window not in self._biases:
             assert self._seen is not None
-            slots, ends = self._seen.slots, self.lengths[:, None]
+            slots, ends = self._seen.slots, self.lengths[: self.num_real, None]
             hidden = slots > ends  # (B, S)
             if window:
                 hidden |= slots <= ends - window
