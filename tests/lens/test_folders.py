@@ -108,7 +108,10 @@ def test_a_translator_has_three_kinds_of_maps(
     assert "cross" not in json.loads((tmp_path / "attention.json").read_text("utf-8"))
     look(monkeypatch, model, "to be or", *out, "--target", "not to", "--json")
     record = json.loads(capsys.readouterr().out)
-    assert list(record["heads"]) == ["decoder", "cross", "encoder"] and record["next"] is None
+    assert list(record["heads"]) == ["decoder", "cross", "encoder"]
+    assert list(record["next"]) == ["embedding", "layer 0", "layer 1"]
+    logits = json.loads((tmp_path / "logits.json").read_text("utf-8"))
+    assert len(logits["top"]) == 3 and len(logits["top"][0]) == len(record["tokens"])
     shapes = {kind: maps["shape"] for kind, maps in json.loads((tmp_path / "attention.json").read_text("utf-8")).items()
               if kind not in ("model", "text")}  # fmt: skip
     num_target, num_source = len(record["tokens"]), len(record["source"])

@@ -67,10 +67,23 @@ def test_one_token_and_more_candidates_than_the_vocabulary(build_family: BuildFa
     assert lens.top_ids.shape == (3, 1, 61)
 
 
-@pytest.mark.parametrize("name", ["bert", "marian", "two-stacks-rotary"])
-def test_models_that_do_not_continue_text_are_refused(name: str, build_family: BuildFamily, tokens: Tensor) -> None:
-    with pytest.raises(ModelError, match=r"needs a decoder .* encoder_layers = [12]"):
-        logit_lens(build_family(name), tokens)
+@pytest.mark.parametrize("name", ["marian", "two-stacks-rotary"])
+def test_a_translators_last_row_is_what_it_writes_next(name: str, build_family: BuildFamily, tokens: Tensor) -> None:
+    model = build_family(name)
+    rows = list(layer_logits(model, tokens, tokens[:7]))
+    assert len(rows) == model.config.decoder_layers + 1
+    with torch.no_grad():
+        assert torch.equal(rows[-1], model(tokens[None], source=tokens[None, :7])[0])
+    assert (rows[-1] - list(layer_logits(model, tokens, tokens[7:]))[-1]).abs().max() > 0.01, "it reads its source"
+    with pytest.raises(ModelError, match="needs its source"):
+        logit_lens(model, tokens)
+
+
+def test_models_that_do_not_continue_text_are_refused(build_family: BuildFamily, tokens: Tensor) -> None:
+    with pytest.raises(ModelError, match=r"needs a decoder .* decoder_layers = 0"):
+        logit_lens(build_family("bert"), tokens)
+    with pytest.raises(ModelError, match="no encoder"):
+        logit_lens(build_family("jie"), tokens, source=tokens)
 
 
 def test_training_mode_and_broken_weights_are_refused(build_family: BuildFamily, tokens: Tensor) -> None:

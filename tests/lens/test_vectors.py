@@ -47,3 +47,5 @@ def test_the_stream_ends_at_the_logits(build_family: BuildFamily, tokens: torch.
         assert torch.allclose(model.unembed(model.norm(stream[-1:]))[0], model(tokens[None])[0], atol=1e-5)
     with pytest.raises(ModelError, match="decoder"):
         residual_stream(build_family("bert"), tokens)
+    with pytest.raises(ModelError, match="source"):
+        residual_stream(build_family("marian"), tokens)

@@ -153,6 +153,29 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(started: Any, tmp_path: P
     assert "error: " in text and str(tmp_path) in text and "Traceback" not in text
 
 
+def test_two_models_are_served_and_stopped_together(started: Any, folder: Path, other: Lab, tmp_path: Path) -> None:
+    save(other.model, other.tokenizer, tmp_path / "second")
+    server = started("--beside", str(tmp_path / "second"), "--name", "first", "--keep", str(tmp_path))
+    assert server.event("listening")["models"] == ["first", "second"]
+    url = f"http://127.0.0.1:{json.loads(server.said[-1])['port']}"
+    while httpx2.get(f"{url}/health").status_code != 200:
+        time.sleep(0.02)
+    assert [one["id"] for one in httpx2.get(f"{url}/v1/models").json()["data"]] == ["first", "second"]
+    with httpx2.Client(base_url=url, timeout=60) as client:
+        asked = {**LONG, "max_tokens": 40, "stream": True}
+        with (
+            client.stream("POST", "/v1/completions", json={**asked, "model": "first"}) as one,
+            client.stream("POST", "/v1/completions", json={**asked, "model": "second"}) as two,
+        ):
+            texts = [one.iter_lines(), two.iter_lines()]
+            assert all(next(text).startswith("data: {") for text in texts)
+            server.process.send_signal(signal.SIGTERM)
+            server.event("draining")
+            assert [[line for line in text if line][-1] for text in texts] == ["data: [DONE]"] * 2
+    assert server.ends() == 0
+    assert (tmp_path / "chat.sqlite").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

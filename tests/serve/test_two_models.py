@@ -20,10 +20,13 @@ from jielong.folder import save
 from jielong.generate.engine import Engine
 from jielong.generate.requests import Request
 from jielong.generate.sampling import Sampling
+from jielong.serve.api import build_app
 from jielong.serve.engine_thread import Loaded
 from jielong.serve.errors import ApiError
 from jielong.serve.jobs import Joined
 from jielong.serve.launch import check_kinds, name_models
+from jielong.serve.server import listen, serve_until_stopped
+from jielong.serve.settings import ServeSettings
 
 from .conftest import CONTEXT, MAX_ROWS, NAME, OTHER, OTHER_CONTEXT, GatedBatcher, Lab
 from .test_bad_input import refused
@@ -129,6 +132,17 @@ async def test_a_second_that_cannot_be_loaded_is_told(lab: Lab, other: Lab) -> N
             await service.engines[1].loaded()
         refused(await client.get("/health"), 503, "engine_dead")
     assert [str(error) for error in told] == ["no such model"] and not service.engines[1].was_ready
+
+
+def test_a_second_that_cannot_be_loaded_ends_the_server(lab: Lab, other: Lab) -> None:
+    def fail() -> Loaded:
+        raise ModelError("no such model")
+
+    settings = ServeSettings(port=0)
+    service = Lab(lab.model, lab.tokenizer, settings).beside(other, load_other=fail)
+    with pytest.raises(ModelError, match="no such model"):
+        serve_until_stopped(build_app(service), service, listen(settings))
+    assert service.engine.was_ready, "the first was there"
 
 
 def gated_pair(lab: Lab, other: Lab) -> tuple[Any, GatedBatcher, GatedBatcher]:

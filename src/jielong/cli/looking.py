@@ -57,10 +57,10 @@ def lens(
     names = [_names(tokenizer, ids or []) for ids in (tokens, source)]
     attention = [_chosen(kind, weights, names, (layer, head)) for kind, weights in maps.items()]
     predictions = None
-    if network.config.encoder_layers or network.config.head != "lm":
-        notes.append("no logit lens: it needs a decoder that predicts the next token, without an encoder")
+    if not network.config.decoder_layers or network.config.head != "lm":
+        notes.append("no logit lens: it needs a decoder that predicts the next token")
     elif tokens is not None:
-        predictions = _predict(network, tokenizer, tokens)
+        predictions = _predict(network, tokenizer, tokens, source)
     for note in notes:
         say.print(note, style="yellow", markup=False, soft_wrap=True)
     files = _write(out, str(found.folder), written, attention, predictions)
@@ -148,11 +148,13 @@ def _chosen(
     return Attention(kind, weights, figures, queries, keys, (most_layer + (layer or 0), most_head + (head or 0)))
 
 
-def _predict(network: Transformer, tokenizer: Tokenizer, tokens: Sequence[int]) -> Predictions:
+def _predict(
+    network: Transformer, tokenizer: Tokenizer, tokens: Sequence[int], source: Sequence[int] | None
+) -> Predictions:
     from jielong.lens.logits import logit_lens
     from jielong.report.lens_page import Predictions
 
-    found = logit_lens(network, _tensor(tokens), NUM_TOP)
+    found = logit_lens(network, _tensor(tokens), NUM_TOP, None if source is None else _tensor(source))
     top = [[_names(tokenizer, ids) for ids in row] for row in found.top_ids.tolist()]
     return Predictions(found, _names(tokenizer, tokens), top)
 

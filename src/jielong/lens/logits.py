@@ -33,34 +33,38 @@ class LogitLens:
     ranks: Tensor
 
 
-def layer_logits(model: Transformer, tokens: Tensor) -> Iterator[Tensor]:
+def layer_logits(model: Transformer, tokens: Tensor, source: Tensor | None = None) -> Iterator[Tensor]:
     """R times (T, V) float32: the final norm and the unembedding, applied to the residual stream after each layer.
 
-    tokens: (T,) int64. The last equals model(tokens). With norms behind the sublayers (GPT-1) there is no final norm:
-    what a layer leaves is normed already.
-    Raises ModelError for a model that is no decoder of text, one in training mode, and a row longer than max_length.
+    tokens: (T,) int64. source: (S,) int64, what a translator reads, None for others. The last equals model(tokens).
+    With norms behind the sublayers (GPT-1) there is no final norm: what a layer leaves is normed already.
+    Raises ModelError for a model that writes no text, one in training mode, a row longer than max_length, and a source
+    that is missing or out of place.
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
     config = model.config
-    if config.encoder_layers or config.head != "lm":
+    if not config.decoder_layers or config.head != "lm":
         raise ModelError(
-            "the logit lens needs a decoder that predicts the next token, without an encoder; this model has "
-            f"encoder_layers = {config.encoder_layers}, decoder_layers = {config.decoder_layers}, head = "
-            f"{config.head!r}. Its attention maps can be drawn all the same"
+            "the logit lens needs a decoder that predicts the next token; this model has encoder_layers = "
+            f"{config.encoder_layers}, decoder_layers = {config.decoder_layers}, head = {config.head!r}. Its attention "
+            "maps can be drawn all the same"
         )
+    if config.encoder_layers and source is None:
+        raise ModelError("the logit lens of a translator needs its source: what it says next depends on what it reads")
     if model.training:
         raise ModelError("the model is in training mode, where dropout disturbs it; call model.eval() first")
     with torch.no_grad():
-        for x in model.residuals(tokens[None]):
+        for x in model.residuals(tokens[None], None if source is None else model.encode(source[None])):
             yield model.unembed(model.norm(x))[0].float()
 
 
-def logit_lens(model: Transformer, tokens: Tensor, num_top: int = 5) -> LogitLens:
+def logit_lens(model: Transformer, tokens: Tensor, num_top: int = 5, source: Tensor | None = None) -> LogitLens:
     """The lens over all positions of a text. tokens (T,) int64. num_top: k, at most V are given.
 
-    Logits of one row at a time are held. Raises ModelError as layer_logits, and when logits are not finite.
+    source: (S,) int64, what a translator reads. Logits of one row at a time are held. Raises ModelError as
+    layer_logits, and when logits are not finite.
     """
-    rows = [_read(logits, tokens, num_top) for logits in layer_logits(model, tokens)]
+    rows = [_read(logits, tokens, num_top) for logits in layer_logits(model, tokens, source)]
     top_ids, top_probabilities, entropies, probabilities, ranks = (torch.stack(x) for x in zip(*rows, strict=True))
     return LogitLens(top_ids, top_probabilities, entropies, probabilities, ranks)
 

@@ -55,15 +55,19 @@ def position_table(model: Transformer, num_positions: int, num_columns: int) -> 
     return table[:num_positions, :num_columns].float()
 
 
-def residual_stream(model: Transformer, tokens: Tensor) -> Tensor:
+def residual_stream(model: Transformer, tokens: Tensor, source: Tensor | None = None) -> Tensor:
     """(R, T, D) float32: the vector of every token, embedded, then after each layer, before any final norm.
 
-    tokens: (T,) int64. Raises ModelError for a model that is no decoder of text.
+    tokens: (T,) int64. source: (S,) int64, what a translator reads. Raises ModelError for a model without a decoder,
+    and for a source that is missing or out of place.
     """
-    if model.config.encoder_layers or not model.config.decoder_layers:
-        raise ModelError("a decoder without an encoder is wanted: only its vectors turn into the next token")
+    if not model.config.decoder_layers:
+        raise ModelError("a decoder is wanted: only its vectors turn into the next token")
+    if model.config.encoder_layers and source is None:
+        raise ModelError("a translator's source is wanted: its vectors depend on what it reads")
     with torch.no_grad():
-        return torch.stack([x[0].float() for x in model.residuals(tokens[None])])
+        memory = None if source is None else model.encode(source[None])
+        return torch.stack([x[0].float() for x in model.residuals(tokens[None], memory)])
 
 
 def likeness(table: Tensor) -> Tensor:

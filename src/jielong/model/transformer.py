@@ -228,13 +228,15 @@ class Transformer(HeadedModel):
         """`hidden` of targets beside their sources, as a translator learns them."""
         return self.hidden(tokens, segments, None, memory, memory_segments)
 
-    def residuals(self, tokens: Tensor) -> Iterator[Tensor]:
+    def residuals(self, tokens: Tensor, memory: Tensor | None = None) -> Iterator[Tensor]:
         """The residual stream of a decoder, (B, T, D) each: the embedded tokens, then what each layer leaves.
 
-        unembed(norm(x)) of the last is what `forward` gives. Layers run as they are asked for. Raises ModelError as
-        `hidden` does.
+        memory (B, S, D): what `encode` made of the source that it reads. unembed(norm(x)) of the last is what `forward`
+        gives. Layers run as they are asked for. Raises ModelError as `hidden` does.
         """
         x, context = self._begin(tokens, None, None, causal=True)
+        if memory is not None:
+            self._add_memory(context, None, memory, None)
         yield x
         for layer in self.layers:
             x = layer(x, context)

@@ -50,6 +50,20 @@ def test_a_turn_is_looked_at_with_its_translation(site: Site, translating: Lab) 
         assert b'"encoder"' in asked and b'"cross"' not in asked, "nothing is written yet"
 
 
+def test_the_lens_of_a_translator_ends_with_what_it_writes(site: Site, translating: Lab) -> None:
+    """Its best next token greedily is the search's with a beam of 1, at the start and behind what is written."""
+    with site.client as client:
+        greedy = client.post("/v1/completions", json={"prompt": TEXT, "beam": 1, "return_token_ids": True}).json()
+        ids = greedy["choices"][0]["token_ids"]
+        first = client.post("/api/inside/lens", json={"text": TEXT}).json()
+        assert len(first["tokens"]) == 1 and first["top"][-1][0][0][2] == ids[0]
+        said = translating.tokenizer.decode(ids[:3])
+        behind = client.post("/api/inside/steps", json={"text": TEXT, "target": said}).json()
+        assert len(behind["vectors"]) == translating.model.config.decoder_layers + 1
+        whole = client.post("/api/inside/lens", json={"text": TEXT, "target": said}).json()
+        assert whole["top"][-1][-1][0][0] == behind["top"][0][0] and whole["tokens"] == behind["tokens"]
+
+
 def test_the_faces_of_a_translator(browser: Any, site: Site, translating: Lab) -> None:
     watch = Watch()
     context = browser.new_context(base_url=site.url, locale="en-GB")
@@ -80,6 +94,8 @@ def test_the_faces_of_a_translator(browser: Any, site: Site, translating: Lab) -
     tab.get_by_role("button", name="To the source").wait_for()
     tab.goto("/inside")
     tab.get_by_role("button", name="To the source").wait_for()
+    tab.locator(".lens tbody td").first.wait_for()
+    assert tab.locator(".lens tbody tr").count() == 3 and tab.locator(".chip").count() > 1
     written = tab.get_by_role("textbox", name="What has been translated so far").input_value()
     assert written == best(translating, tab.get_by_role("textbox", name="A text to look at").input_value()).strip()
     context.close()

@@ -13,7 +13,9 @@ import pytest
 
 from jielong.data.votes import read_votes
 from jielong.folder import model_hash
+from jielong.generate.beam import BeamConfig
 from jielong.generate.engine import Engine
+from jielong.generate.translator import Translator
 from jielong.serve.page.votes import Weights
 from jielong.tokenizer.chat import render
 
@@ -193,6 +195,15 @@ def test_the_death_of_one_ends_a_comparison(lab: Lab, other: Lab, tmp_path: Path
         assert [one["id"] for one in client.get("/api/page").json()["models"]] == [NAME]
         assert client.post("/v1/chat/completions", json=ASKED).status_code == 200
         compare(client, model=NAME)
+
+
+def test_two_translators_each_give_their_best(translating: Lab, tmp_path: Path) -> None:
+    write_run(tmp_path / "pair")
+    best = Translator(translating.model, translating.tokenizer).translate(["the cat sat"], BeamConfig())[0][0].text
+    with serving(translating, tmp_path / "pair", beside=translating) as site, site.client as client:
+        asked = {"messages": [{"role": "user", "content": "the cat sat"}], "max_tokens": 60, "temperature": None}
+        assert compare(client, **asked)[1] == {"a": best, "b": best}
+        assert len(set(compare(client, **asked, model=NAME)[1].values())) == 2, "of one: its two best"
 
 
 def test_leaving_frees_both(client: httpx2.Client, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

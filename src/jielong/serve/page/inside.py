@@ -47,6 +47,11 @@ class Looked:
     def names(self, tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
         return names(tokenizer, self.tokens or ()), names(tokenizer, self.source or ())
 
+    def written(self, tokenizer: Tokenizer) -> tuple[Tensor, Tensor | None]:
+        """(ids that the decoder has before it, those that it reads them beside). A translator begins with a start."""
+        source = None if self.source is None else torch.tensor(self.source)
+        return torch.tensor([start_id(tokenizer)] if self.tokens is None else self.tokens), source
+
 
 def names(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """The tokens as people read them; a row of the embedding beyond the vocabulary shows its number."""
@@ -115,18 +120,17 @@ def attention(model: Transformer, tokenizer: Tokenizer, looked: Looked) -> bytes
 
 def predictions(model: Transformer, tokenizer: Tokenizer, looked: Looked) -> dict[str, Any]:
     """The logit lens: {"tokens", "cut", "top": [row][position][k] of [name, probability, id], "entropies", "chances",
-    "ranks"}.
+    "ranks"}; of a translator, of what it writes.
 
-    top and entropies at a position are about what follows it; chances and ranks about the token itself. Raises
-    ModelError for a model that has no next token.
+    top and entropies at a position are about what follows it; chances and ranks about the token itself.
     """
-    ids = torch.tensor(looked.tokens or [])
-    lens = logit_lens(model, ids, NUM_TOP)
+    ids, source = looked.written(tokenizer)
+    lens = logit_lens(model, ids, NUM_TOP, source)
     top = [
         [_candidates(tokenizer, *cell) for cell in zip(row, odds, strict=True)]
         for row, odds in zip(lens.top_ids.tolist(), lens.top_probabilities.tolist(), strict=True)
     ]
-    told: dict[str, Any] = {"tokens": looked.names(tokenizer)[0], "cut": looked.cut, "top": top}
+    told: dict[str, Any] = {"tokens": names(tokenizer, ids.tolist()), "cut": looked.cut, "top": top}
     told |= {"entropies": _rounded(lens.entropies_nats, 3), "chances": _rounded(lens.probabilities, 5)}
     return {**told, "ranks": lens.ranks.tolist()}
 
@@ -143,14 +147,15 @@ def steps(model: Transformer, tokenizer: Tokenizer, looked: Looked, num_columns:
     log_totals: log of the sum of exp(logit / t) over the vocabulary, for t = 0.1, 0.15, ... 2: what turns a logit into
     a probability at each temperature.
     """
-    ids = torch.tensor(looked.tokens or [])
-    stream = residual_stream(model, ids)[:, -1]  # (R, D)
+    ids, source = looked.written(tokenizer)
+    stream = residual_stream(model, ids, source)[:, -1]  # (R, D)
     with torch.no_grad():
-        logits = model(ids[None])[0, -1, : tokenizer.vocab_size].float()
+        read = None if source is None else source[None]
+        logits = model(ids[None], source=read)[0, -1, : tokenizer.vocab_size].float()
     best = logits.topk(min(NUM_SCORES, len(logits)))
     tops = zip(names(tokenizer, best.indices.tolist()), best.values.tolist(), strict=True)
     totals = [float((logits / (step / 20)).logsumexp(dim=0)) for step in range(2, 41)]
-    told: dict[str, Any] = {"tokens": looked.names(tokenizer)[0], "ids": looked.tokens, "cut": looked.cut}
+    told: dict[str, Any] = {"tokens": names(tokenizer, ids.tolist()), "ids": ids.tolist(), "cut": looked.cut}
     told |= {"vectors": _rounded(stream[:, :num_columns], 3), "lengths": _rounded(stream.norm(dim=1), 3)}
     return {**told, "top": [[name, round(z, 4)] for name, z in tops], "log_totals": [round(z, 4) for z in totals]}
 

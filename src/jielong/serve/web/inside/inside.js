@@ -1,7 +1,6 @@
 /** Look inside: any text, or the chat, as the model reads it. */
 import { el, iconButton } from '../shell/dom.js';
 import { modelsOf, request, send, trouble } from '../shell/api.js';
-import { say } from '../shell/words.js';
 import { AttentionView } from './attention_view.js';
 import { LensView } from './lens_view.js';
 import { parseMaps } from './maps.js';
@@ -102,15 +101,11 @@ class Inside {
       this.attention.set(maps.kinds);
       this.note.textContent = '';
       if (maps.cut) this.note.replaceChildren(el('span', { t: ['cutAt', maps.kinds[0].queries.length] }));
-      const decoder = this.model.kind === 'decoder';
-      this.steps.host.hidden = !decoder;
-      if (decoder) {
-        const [lens, steps] = await Promise.all([send('POST', '/api/inside/lens', body), send('POST', '/api/inside/steps', body)]);
-        if (asked !== this.asked) return;
-        this.lens.set(lens);
-        this.steps.set(steps);
-        await this.neighbours.show(steps.ids.at(-2) ?? steps.ids[0], this.model.id);
-      } else this.lens.refuse(say('noLens'));
+      const [lens, steps] = await Promise.all([send('POST', '/api/inside/lens', body), send('POST', '/api/inside/steps', body)]);
+      if (asked !== this.asked) return;
+      this.lens.set(lens);
+      this.steps.set(steps);
+      await this.neighbours.show(steps.ids.at(-2) ?? steps.ids[0], this.model.id);
     } catch (error) {
       if (asked === this.asked) this.trouble.replaceChildren(trouble(error, () => this.look()));
     } finally {

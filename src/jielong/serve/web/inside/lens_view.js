@@ -9,23 +9,14 @@ export class LensView {
   constructor() {
     this.grid = el('div', { class: 'scroll gridbox', tabindex: 0, role: 'group', tLabel: 'lens' });
     this.card = el('div', { class: 'lenscard', 'aria-live': 'polite' });
-    this.none = el('p', { class: 'mute', hidden: true });
     this.body = el('div', { class: 'lensbody' }, this.grid, this.card);
-    this.host = el('section', { class: 'card' }, el('header', {}, el('h2', { t: 'lens' })), el('p', { class: 'mute small', t: 'lensWhy' }), this.body, this.none);
+    this.host = el('section', { class: 'card' }, el('header', {}, el('h2', { t: 'lens' })), el('p', { class: 'mute small', t: 'lensWhy' }), this.body);
     addEventListener('respeak', () => { if (this.found) this.set(this.found); });
-  }
-
-  refuse(text) {
-    this.none.textContent = text;
-    this.none.hidden = false;
-    this.body.hidden = true;
   }
 
   /** found: what POST /api/inside/lens gives. */
   set(found) {
     this.found = found;
-    this.none.hidden = true;
-    this.body.hidden = false;
     const { tokens, top } = found;
     const name = (row) => (row === 0 ? say('embedding') : `${say('layer')} ${row - 1}`);
     const rows = top.map((positions, row) => el('tr', {}, el('th', { scope: 'row' }, name(row)), positions.map((best, at) => this.cell(best, row, at)))).reverse();

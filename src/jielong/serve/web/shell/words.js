@@ -96,7 +96,6 @@ const WORDS = {
   positions_learned_why: ['One learned vector a position is added to the embedding.', '每个位置学一个向量，加到嵌入上。'], positions_sinusoidal_why: ['Sines and cosines of slower and slower waves are added to the embedding.', '把越来越慢的正弦余弦波加到嵌入上。'],
   parameters: ['Where the parameters are', '参数在哪里'], parametersWhy: ['This model beside GPT-3: the larger it is, the more is attention and feed-forward.', '与 GPT-3 对照：模型越大，注意力和前馈占比越高。'], part: ['part', '部分'],
   part_embedding: ['embedding', '嵌入'], part_positions: ['positions', '位置'], part_attention: ['attention', '注意力'], part_ffn: ['feed-forward', '前馈'], part_router: ['router', '路由'], part_norms: ['norms', '归一化'], part_head: ['head', '输出头'],
-  noLens: ['This model has no next token of its own to look at: it has an encoder.', '这个模型带编码器，没有逐层的下一个词元可看。'],
   caution: ['A map shows where a head takes from, not why the model says what it says. To know what matters, change something and see what the model then says.', '注意力图显示从哪里取信息，并不说明模型为何这样说。想知道什么重要，改动一点，再看模型怎么说。'],
   // training
   runs: ['Runs', '运行'], noRuns: ['No runs here yet', '还没有运行'], noRunsWhy: ['Serve a run folder to watch it:', '启动一个运行文件夹即可观看：'], overlay: ['Overlay {0}', '叠加 {0}'], report: ['Report', '报告'],
