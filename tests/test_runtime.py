@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import torch
 
 from jielong import runtime as module
 from jielong.errors import UsageError
-from jielong.runtime import Runtime, derive_seed, detect, environment, peak_memory_bytes
+from jielong.runtime import Runtime, derive_seed, detect, environment, peak_memory_bytes, release_memory, resident_bytes
 
 CPU = torch.device("cpu")
 
@@ -99,3 +100,15 @@ def test_modules_of_unix_are_not_needed() -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.split() == ["0"]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc alone keeps it")
+def test_memory_that_is_free_goes_back_to_the_system() -> None:
+    """Even where something that is still in use lies above it."""
+    blocks = [torch.zeros(25_000) for _ in range(800)]  # 100 kB each, which glibc takes from its heap
+    kept = blocks[::50]
+    del blocks
+    before = resident_bytes()
+    release_memory()
+    assert before - resident_bytes() > 40e6
+    assert all(not block.any() for block in kept)

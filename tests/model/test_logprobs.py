@@ -282,3 +282,34 @@ def test_nothing_is_made_for_gradients_that_nobody_records(  # type: ignore[no-u
         hidden = model.hidden(tokens, SEGMENTS)
         (summed_nats if way == "summed" else hidden_logprobs)(model, hidden, tokens, make_mask())
     assert len(told) == 1 and not any(told[0])
+
+
+@pytest.mark.parametrize("way", ["summed", "one by one"])
+def test_products_in_bfloat16_have_steady_numbers_of_rows(  # type: ignore[no-untyped-def]
+    build, tokens: Tensor, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is scored differs in number from step to step; zeros stand below it, and nothing comes out of them."""
+    model: Transformer = build(tied=False)
+    shapes: list[int] = []
+    linear = F.linear
+
+    def watched(rows: Tensor, weight: Tensor) -> Tensor:
+        shapes.append(len(rows))
+        return linear(rows, weight)
+
+    results = []
+    for steady_rows in (1, 64):
+        monkeypatch.setattr(module, "STEADY_ROWS", steady_rows)
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = model.hidden(tokens, SEGMENTS)
+            with monkeypatch.context() as patch:
+                patch.setattr(module.F, "linear", watched)
+                if way == "summed":
+                    loss = summed_nats(model, hidden, tokens, make_mask())[0]
+                else:
+                    loss = hidden_logprobs(model, hidden, tokens, make_mask(), entropy=False)[0].sum()
+        results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    num_scored = int(make_mask().sum())
+    assert shapes == [num_scored, 64] and num_scored < 64
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4)

@@ -21,7 +21,7 @@ from jielong.log import Progress
 from jielong.recipe import Recipe, Stage, parse_recipe, write_toml
 from jielong.recipe.costing import format_plan, plan_recipe
 from jielong.report import Drawn, write_report
-from jielong.runtime import Runtime, derive_seed, detect, environment
+from jielong.runtime import Runtime, derive_seed, detect, environment, release_memory
 from jielong.stages.alignment import run_policy
 from jielong.stages.comparisons import run_reward
 from jielong.stages.context import Context, clear_checkpoints, read_json, write_json
@@ -112,6 +112,7 @@ def run_recipe(
         with Progress(names, quiet=True) as progress:
             for name in names:
                 _run_stage(recipe, name, folders, runtime, progress)
+                release_memory()
     return {}
 
 
@@ -129,6 +130,7 @@ def _lead(recipe: Recipe, names: list[str], folders: dict[str, Path], runtime: R
             for name in names:
                 if _run_stage(recipe, name, folders, runtime, progress):
                     report = write_report(folder, drawn)
+                    release_memory()
     return report
 
 
