@@ -14,8 +14,8 @@ from jielong.runtime import detect
 CHAIN = ("curate", "tokenizer", "pretrain", "sft", "reward", "ppo", "evaluate")
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = [
-    "bert-films", "bert-novels", "chat-1b", "gpt1-tasks", "gpt2-124m", "multi30k-en-de", "novels-chat", "quickstart", "shakespeare",
-    "smoke", "tatoeba-en-zh", "tatoeba-zh-en",
+    "bert-films", "bert-novels", "chat-1b", "gpt1-tasks", "gpt2-124m", "multi30k-en-de", "novels-chat", "quickstart",
+    "shakespeare", "smoke", "tatoeba-en-zh", "tatoeba-zh-en",
 ]  # fmt: skip
 
 
