@@ -14,8 +14,8 @@ from jielong.runtime import detect
 CHAIN = ("curate", "tokenizer", "pretrain", "sft", "reward", "ppo", "evaluate")
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = [
-    "bert-novels", "chat-1b", "gpt1-tasks", "gpt2-124m", "multi30k-en-de", "novels-chat", "quickstart", "shakespeare",
-    "smoke", "tatoeba-en-zh", "tatoeba-zh-en",
+    "bert-films", "bert-novels", "chat-1b", "gpt1-tasks", "gpt2-124m", "multi30k-en-de", "novels-chat", "quickstart",
+    "shakespeare", "smoke", "tatoeba-en-zh", "tatoeba-zh-en",
 ]  # fmt: skip
 
 
@@ -58,7 +58,8 @@ def test_chain_covers_every_kind(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "tasks"),
-    [("bert-novels", ["classification", "pairs", "span"]),
+    [("bert-films", ["classification"]),
+     ("bert-novels", ["classification", "pairs", "span"]),
      ("gpt1-tasks", ["classification", "pairs", "similarity", "choice"])],
 )  # fmt: skip
 def test_classics_fine_tune_on_their_tasks(name: str, tasks: list[str]) -> None:

@@ -152,7 +152,7 @@ def _check_kept_out(recipe: Recipe, stage: Stage, here: str) -> None:
                 f"{', '.join(tasks) or 'none'})"
             )
     for name, task in tasks.items():
-        shared = sorted(set(stage.settings.sources) & set(named_sources(task)))
+        shared = sorted(set(stage.settings.sources) & set(named_sources(task)) - {"world"})
         if shared and name not in stage.settings.keep_out:
             raise RecipeError(
                 f"{here}: sources names '{shared[0]}', and [{name}] holds out examples of it: they would be learned as "
