@@ -72,3 +72,40 @@ def test_room_must_be_reserved_and_sources_have_no_place(model: Transformer) -> 
         rows.view(0, [1, 1], 1)
     with pytest.raises(ModelError, match="no source"):
         rows.view(0, [0], 1).source(0, lambda: (torch.zeros(1), torch.zeros(1)))
+
+
+def test_arranged_rows_take_what_they_hold_along(model: Transformer) -> None:
+    """Beams change places, some are dropped: each row holds what its parent held, and zeros behind it."""
+    rows = make_rows(model, 5)
+    rows.reserve(5, 12)
+    held = [torch.randn(4, 2, length, 8) for length in (3, 9, 1, 6, 6)]
+    for row, block in enumerate(held):
+        rows.claim(row)
+        rows.write(row, 0, block)
+    rows.wiped_with = float("nan")
+    for order in ([1, 1, 0, 4, 3], [2, 1, 4]):
+        held, before = [held[row] for row in order], len(held)
+        rows.arrange(order, before)
+        for row, block in enumerate(held):
+            assert torch.equal(rows.read(row, 0, block.shape[2]), block)
+            assert not rows.buffer[:, row, :, block.shape[2] :].any()
+    assert bool(rows.buffer[:, 3:].isnan().all())  # what was dropped is given back
+    rows.claim(4)
+    assert not rows.buffer[:, 4].any()
+
+
+def test_what_a_free_row_holds_is_found_by_its_tokens_and_partition(model: Transformer) -> None:
+    rows = make_rows(model)
+    rows.reserve(2, 9)
+    block = torch.randn(4, 2, 5, 8)
+    rows.wiped_with = float("nan")
+    rows.write(0, 0, block)
+    rows.release(0, "a", [1, 2, 3, 4])
+    assert [rows.num_left(0, "a", ids) for ids in ([1, 2, 3, 4, 5], [1, 2], [1, 9, 3], [], [2])] == [4, 2, 1, 0, 0]
+    assert rows.num_left(0, "b", [1, 2]) == rows.num_left(0, "", [1, 2]) == rows.num_left(1, "a", [1, 2]) == 0
+    rows.claim(0, 2)
+    assert torch.equal(rows.read(0, 0, 2), block[:, :, :2]) and not rows.buffer[:, 0, :, 2:].any()
+    assert rows.num_left(0, "a", [1, 2]) == 0  # it is in use
+    rows.release(0, "a", [1, 2])
+    rows.view(0, [0, 0], 1, num_real=1)  # as a row that stands in for another it is written to
+    assert rows.num_left(0, "a", [1, 2]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -93,6 +94,55 @@ def test_neighbours_change_nothing(batcher: TranslationBatcher, tokenizer: Token
     batcher.submit(asked(tokenizer, TEXTS[1], sampling=Sampling(temperature=1), seed=6))
     assert drain(batcher)[again] == [replace(delta, request=again) for delta in alone]
     assert len(alone) > 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_alone_equals_among_others_that_come_and_go(translator: Translator, tokenizer: Tokenizer, seed: int) -> None:
+    """Searches and draws of many widths join, end and are cancelled at random steps: tokens, text, odds to the bit."""
+    source = random.Random(seed)
+    assert isinstance(translator.model, Transformer)
+    texts = [" ".join(source.choices(TEXTS, k=source.randint(1, 2))) for _ in range(10)]
+    kinds: list[dict[str, object]] = [
+        {"beam": 4}, {"beam": 4, "max_new_tokens": 5}, {"beam": 1}, {"beam": 3},
+        {"sampling": Sampling(temperature=1), "logprobs": 1},
+    ]  # fmt: skip
+    watched = [asked(tokenizer, text, **kinds[n % 5], seed=n) for n, text in enumerate(texts)]  # type: ignore[arg-type]
+    alone = []
+    for request in watched:
+        single = TranslationBatcher(translator.model, tokenizer, RUNTIME, max_rows=1, prefill_tokens=64)
+        single.submit(request)
+        alone.append(drain(single)[0])
+    batcher = TranslationBatcher(translator.model, tokenizer, RUNTIME, max_rows=5, prefill_tokens=40)
+    waiting, numbers, strangers = list(watched), [], []
+    found: dict[int, list[Delta]] = {}
+    while waiting or not batcher.is_idle:
+        if waiting and source.random() < 0.4:
+            numbers.append(batcher.submit(waiting.pop(0)))
+        if waiting and source.random() < 0.4:
+            strangers.append(batcher.submit(asked(tokenizer, source.choice(TEXTS), source.choice([None, 1, 3, 4]))))
+        if strangers and source.random() < 0.2:
+            batcher.cancel(source.choice(strangers))
+        for delta in batcher.step():
+            found.setdefault(delta.request, []).append(delta)
+        assert batcher.num_running <= 5
+    assert [[replace(one, request=0) for one in found[number]] for number in numbers] == alone
+
+
+def test_those_that_run_together_share_a_forward(
+    batcher: TranslationBatcher, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    hidden = Transformer.hidden
+
+    def counted(model: Transformer, tokens: torch.Tensor, *rest: object) -> torch.Tensor:
+        sizes.append(len(tokens))
+        return hidden(model, tokens, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Transformer, "hidden", counted)
+    for text in TEXTS[:3]:
+        batcher.submit(asked(tokenizer, text, 4, max_new_tokens=6, stop_ids=frozenset()))
+    drain(batcher)
+    assert sizes == [12] * 6
 
 
 def test_odds_of_what_was_searched_are_the_models(batcher: TranslationBatcher, tokenizer: Tokenizer) -> None:
