@@ -1,4 +1,5 @@
 /** Look inside: any text, or the chat, as the model reads it. */
+import './words.js';
 import { el, iconButton } from '../shell/dom.js';
 import { modelsOf, request, send, trouble } from '../shell/api.js';
 import { AttentionView } from './attention_view.js';

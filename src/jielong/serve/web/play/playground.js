@@ -1,4 +1,5 @@
 /** The playground: one neuron with a threshold, and a small network that learns while one watches. */
+import './words.js';
 import { el } from '../shell/dom.js';
 import { NeuronView } from './neuron_view.js';
 import { NetworkFace } from './network_face.js';

@@ -1,4 +1,5 @@
 /** Training: the runs, their stages, their curves as they grow, and what the models said on the way. */
+import './words.js';
 import { el, speak } from '../shell/dom.js';
 import { getJson, holdsKey, trouble } from '../shell/api.js';
 import { say } from '../shell/words.js';

@@ -1,0 +1,33 @@
+/** What the playground says, in English and 简体中文. */
+import { teach } from '../shell/words.js';
+
+teach({
+  play_network: ['A small network', '小网络'], play_neuron: ['One neuron', '一个神经元'], points: ['Points', '数据点'], network: ['Network', '网络'], output: ['Output', '输出'],
+  run: ['Run', '运行'], pause: ['Pause', '暂停'], startAnew: ['Start anew with other weights', '换一组权重重来'], oneEpoch: ['One epoch', '走一轮'], epoch: ['Epoch', '轮次'],
+  learningRate: ['Learning rate', '学习率'], activation: ['Activation', '激活函数'], loss: ['Loss', '损失'], loss_squared: ['squared error', '平方误差'], loss_entropy: ['cross-entropy', '交叉熵'],
+  penalty: ['Regularisation', '正则化'], penalty_none: ['none', '无'], penaltyRate: ['Its rate', '正则化率'], noise: ['Noise', '噪声'], share: ['Trained on', '训练集比例'], batch: ['Batch size', '批大小'],
+  newData: ['Other points', '重新取点'], showTest: ['Test points', '测试点'], sharp: ['Sharp', '分明'], dataSet: ['Data set', '数据集'],
+  set_circle: ['circle', '圆'], set_xor: ['exclusive or', '异或'], set_clouds: ['two clouds', '两团'], set_spiral: ['spiral', '螺旋'], set_moons: ['two moons', '双月'],
+  set_plane: ['a plane (regression)', '平面（回归）'], set_hills: ['hills (regression)', '山丘（回归）'], set_waves: ['waves (regression)', '波浪（回归）'], set_own: ['your own points', '自己的点'],
+  presets: ['Examples…', '示例…'], preset_first: ['The beginning', '起点'], preset_line: ['One neuron is not enough', '一个神经元不够'], preset_xor: ['Four are', '四个就够'],
+  preset_feature: ['The right feature', '选对特征'], preset_spiral: ['The spiral', '螺旋'], preset_overfit: ['Learning by heart', '死记硬背'], preset_diverge: ['Too fast', '太快'],
+  why_first: ['Two layers bend lines into a ring.', '两层网络能把直线弯成一个圈。'], why_line: ['One hidden neuron draws one straight line, and no line parts these four corners.', '一个隐藏神经元只能画一条直线，分不开这四个角。'],
+  why_xor: ['Four lines, put together, do.', '四条线合起来就行了。'], why_feature: ['With x · y as its input the network needs no hidden layer at all.', '用 x·y 作输入，连隐藏层都不需要。'],
+  why_spiral: ['More units and all features; watch the inner turns come last.', '更多神经元、所有特征；看里圈最后才学会。'], why_overfit: ['Few noisy points and many weights: the training loss falls, the test loss rises. Try L2 at 0.03.', '点少、噪声大、权重多：训练损失下降，测试损失上升。试试 L2 = 0.03。'],
+  why_diverge: ['A step that is too long makes the next error larger. Try 0.03.', '步子太大，下一步错得更多。试试 0.03。'],
+  featureOf: ['Feature {0}', '特征 {0}'], unitWhy: ['What this neuron says of every place', '这个神经元对每个位置的输出'], fewerUnits: ['One neuron fewer', '减一个神经元'], moreUnits: ['One neuron more', '加一个神经元'],
+  unitsOf: ['{0} neurons', '{0} 个神经元'], fewerLayers: ['One layer fewer', '减一层'], moreLayers: ['One layer more', '加一层'], layersOf: ['{0} layers', '{0} 层'],
+  boundary: ['What the network says of every place: blue is 1, orange is −1', '网络对每个位置的输出：蓝为 1，橙为 −1'], trainLoss: ['Training loss', '训练损失'], testLoss: ['Test loss', '测试损失'], rightSides: ['Right', '正确率'],
+  copyLink: ['Copy a link to this', '复制此状态的链接'], exportPython: ['Save as Python', '存为 Python'], noPoints: ['There are no points yet: set some in the output.', '还没有点：请在输出图上点几个。'],
+  diverged: ['The weights grew beyond all bounds: the steps are too long. Choose a lower learning rate and start anew.', '权重发散了：步子太大。请降低学习率后重来。'],
+  manyPoints: ['300 points are enough; more are left out.', '最多 300 个点，多余的已略去。'], badCsv: ['No line of this file has three numbers: x, y, target.', '文件里没有含三个数（x, y, 目标）的行。'],
+  ownHint: ['Press on the output to set points; right button or Shift sets the other kind.', '在输出图上点击放点；右键或 Shift 放另一类。'], penColour: ['Kind of point', '点的类别'], pen_high: ['blue', '蓝'], pen_low: ['orange', '橙'],
+  clear: ['Clear', '清空'], loadCsv: ['CSV…', 'CSV…'],
+  cinema: ['Shall we go to the cinema?', '去看电影吗？'], cinemaWhy: ['Three things speak for going. Each has a weight; if those that are true come to the threshold, the neuron says yes.', '有三个因素，各有权重；成立的因素加起来达到阈值，神经元就说“去”。'],
+  input_weather: ['The weather is fine', '天气好'], input_friend: ['A friend comes along', '有朋友同去'], input_film: ['The film is good', '片子好看'],
+  short_weather: ['weather', '天气'], short_friend: ['friend', '朋友'], short_film: ['film', '片子'], weights: ['Weights and threshold', '权重与阈值'], weightOf: ['Weight w{0}', '权重 w{0}'], threshold: ['Threshold', '阈值'],
+  gates: ['As a gate (weather, friend)', '当作逻辑门（天气、朋友）'], truth: ['All cases', '所有情形'], truthWhy: ['Say what you want, and let the rule of 1958 find the weights.', '标出你想要的结果，让 1958 年的学习规则去找权重。'],
+  says: ['says', '回答'], wanted: ['wanted', '想要'], learnOnce: ['Learn once', '学一遍'], learnOn: ['Learn on', '一直学'], learnDone: ['Learned: all cases are right.', '学会了：所有情形都对。'],
+  learnWrong: ['Still wrong: {0}. Learn again.', '还错 {0} 个，再学一遍。'], learnNever: ['After 100 passes {0} are still wrong. No single neuron can do this: no one line parts the yes from the no.', '学了 100 遍仍错 {0} 个。单个神经元做不到：没有一条直线能把是与否分开。'],
+  toNetwork: ['A network can', '网络可以'], neuronPicture: ['Three inputs, their weights, a sum and its threshold', '三个输入、权重、求和与阈值'], goes: ['go', '去'], stays: ['stay at home', '不去'], yes: ['yes', '去'], no: ['no', '不去'],
+});
