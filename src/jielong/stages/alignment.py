@@ -23,6 +23,7 @@ from jielong.model.transformer import Transformer
 from jielong.stages.context import Context
 from jielong.stages.instruction import conversation_rows, conversations
 from jielong.stages.judging import Prompt, alignment_tax, answerable, compare, heldout_prompts, watcher
+from jielong.stages.speaking import speaking
 from jielong.stages.tokens import corpus_rows, mixed
 from jielong.stages.training import settle
 from jielong.tokenizer import Tokenizer
@@ -128,11 +129,17 @@ def _train(context: Context, learner: Learner, ids: list[list[int]], heldout: li
     context.progress.start(context.name, settings.num_iterations)
     text = _text_batches(context, tokenizer, policy.config.max_length) if settings.ptx_coefficient > 0 else None
     watch = watcher(context, tokenizer, heldout[:NUM_WATCHED])
+    asked = [prompt["messages"] for prompt in heldout[:NUM_WATCHED]]
+    openings = [(turns[-1]["content"], render(turns, tokenizer, reply=True)[0]) for turns in asked]
+    speak = speaking(context, policy, tokenizer, openings)
     with CheckpointWriter(context.checkpoints, beside=context.recipe.run.async_checkpoints) as writer:
         for stats in optimise(learner, ids, _optimisation(context), runtime, start=start, text=text):
             iteration, last = stats.iteration, stats.stopped or stats.iteration == settings.num_iterations
             shown = dict(stats.figures)
-            if watch is not None and (iteration % settings.watch_every == 0 or iteration == 1 or last):
+            due = iteration % settings.watch_every == 0 or iteration == 1 or last
+            if due:
+                speak(iteration)
+            if watch is not None and due:
                 shown["gold_reward"] = watch(policy)
             metrics.write(iteration, **shown)
             context.progress.update(

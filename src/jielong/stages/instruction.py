@@ -17,6 +17,7 @@ from jielong.model.transformer import Transformer
 from jielong.stages.context import Context, write_json
 from jielong.stages.corpus import askable, evaluation_questions
 from jielong.stages.evaluation import check_prompts
+from jielong.stages.speaking import speaking
 from jielong.stages.training import adapt, micro_batches, settle, train
 from jielong.stages.votes import kept_votes
 from jielong.tokenizer import Tokenizer
@@ -45,9 +46,15 @@ def run_sft(context: Context) -> dict[str, Any]:
         nats, num_tokens = heldout_nats(model, heldout, context.runtime)
         return {"heldout_loss_nats": nats / num_tokens}
 
-    before = evaluate(0)["heldout_loss_nats"]
+    speak = speaking(context, model, tokenizer, _openings(heldout_set, tokenizer))
+
+    def watch(step: int) -> dict[str, float]:
+        speak(step)
+        return evaluate(step)
+
+    before = watch(0)["heldout_loss_nats"]
     adapter, num_steps = adapt(context, model), settings.steps(loader.num_steps_per_epoch)
-    totals = train(context, model, next_token, loader.batches, num_steps, evaluate, adapter)
+    totals = train(context, model, next_token, loader.batches, num_steps, watch, adapter)
     adapted = settle(context, model, adapter, parent)
     save(model, tokenizer, context.folder / "model", context.provenance(totals.steps, parent))
     table = skill_table(context, model, tokenizer, NUM_QUESTIONS)
@@ -68,6 +75,12 @@ def run_sft(context: Context) -> dict[str, Any]:
         "steps": totals.steps,
         **adapted,
     }
+
+
+def _openings(records: list[Conversation], tokenizer: Tokenizer) -> list[tuple[str, list[int]]]:
+    """The first of the held-out conversations that an answer can follow: the last question, and the ids of all."""
+    asked = [record["messages"][:-1] for record in records if record["messages"][-1]["role"] == "assistant"]
+    return [(turns[-1]["content"], render(turns, tokenizer, reply=True)[0]) for turns in asked[:50] if turns]
 
 
 def conversations(context: Context, left_out: list[str]) -> tuple[list[Conversation], list[Conversation]]:

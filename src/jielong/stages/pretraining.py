@@ -26,6 +26,7 @@ from jielong.plan.cost import flops_per_token, probe_flops
 from jielong.plan.count import count_parameters
 from jielong.stages.context import Context, each_jsonl, write_json
 from jielong.stages.evaluation import check_prompts
+from jielong.stages.speaking import MOST_TOKENS, speaking
 from jielong.stages.tokens import corpus_rows, encode_tokens, epochs_by_source, mixed
 from jielong.stages.training import micro_batches, train
 from jielong.tokenizer import Tokenizer
@@ -62,9 +63,16 @@ def run_pretrain(context: Context) -> dict[str, Any]:
         nats, num_tokens = heldout_nats(model, heldout, context.runtime)
         return {"heldout_loss_nats": nats / num_tokens, "heldout_bits_per_byte": bits_per_byte(nats, heldout_bytes)}
 
-    totals = train(context, model, _objective(settings, config), loader.batches, num_steps, evaluate)
+    openings = _openings(tokenizer, corpus / "heldout.jsonl", config.max_length - MOST_TOKENS - 2)
+    speak = speaking(context, model, tokenizer, openings)
+
+    def watch(step: int) -> dict[str, float]:
+        speak(step)
+        return evaluate(step)
+
+    totals = train(context, model, _objective(settings, config), loader.batches, num_steps, watch)
     save(model, tokenizer, context.folder / "model", context.provenance(totals.steps))
-    write_json(context.folder / "samples.json", _continuations(context, model, tokenizer, corpus / "heldout.jsonl"))
+    write_json(context.folder / "samples.json", _continuations(context, model, tokenizer, openings))
     context.progress.say(f"{context.name}: counting n-grams for the baselines")
     counted = rows.sample(NGRAM_TOKENS)
     grams = fit_ngram(counted, 5, tokenizer.vocab_size)
@@ -118,14 +126,17 @@ def heldout_rows(context: Context, tokenizer: Tokenizer, documents: Path) -> Row
     return rows
 
 
-def _continuations(context: Context, model: Transformer, tokenizer: Tokenizer, heldout: Path) -> list[dict[str, str]]:
-    """How the base model goes on from the first words of a few held-out documents, greedily."""
+def _openings(tokenizer: Tokenizer, heldout: Path, limit: int) -> list[tuple[str, list[int]]]:
+    """The first words of a few held-out documents, as text and as ids, at most `limit` of them."""
     texts = [record["text"] for record in islice(each_jsonl(heldout), 6)]
     prompts = [text[: max(12, len(text) // 8)] for text in texts]
-    limit = model.config.max_length - 34
+    return [(prompt, [*tokenizer.prefix_ids, *tokenizer.encode(prompt)][:limit]) for prompt in prompts]
+
+
+def _continuations(
+    context: Context, model: Transformer, tokenizer: Tokenizer, openings: list[tuple[str, list[int]]]
+) -> list[dict[str, str]]:
+    """How the base model goes on from them, greedily."""
     engine = Engine(model, tokenizer, context.runtime)
-    ids = [[*tokenizer.prefix_ids, *tokenizer.encode(prompt)][:limit] for prompt in prompts]
-    completions = engine.generate(ids, max_new_tokens=32, temperature=0.0)
-    return [
-        {"prompt": prompt, "base": completion.text} for prompt, completion in zip(prompts, completions, strict=True)
-    ]
+    made = engine.generate([ids for _, ids in openings], max_new_tokens=MOST_TOKENS, temperature=0.0)
+    return [{"prompt": prompt, "base": one.text} for (prompt, _), one in zip(openings, made, strict=True)]

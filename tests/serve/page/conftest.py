@@ -69,6 +69,9 @@ def write_run(folder: Path, steps: int = 30) -> None:
             (stage / "seconds.json").write_text('{"seconds": 75.0}')
     samples = [{"prompt": f"question {i}", "base": "base says", "sft": "sft says", "skill": "echo"} for i in range(20)]
     (folder / "02-sft" / "samples.json").write_text(json.dumps(samples))
+    heard = [(10, "ba"), (20, "babble"), (10, "a ba"), (30, "a word")]  # stopped behind step 20, gone on from before 10
+    said = [{"step": step, "samples": [{"prompt": "once", "text": text}]} for step, text in heard]
+    (folder / "01-pretrain" / "spoken.jsonl").write_text("".join(json.dumps(one) + "\n" for one in said) + '{"step": 4')
 
 
 @contextmanager

@@ -295,7 +295,11 @@ def test_training_follows_a_run(tab: Any, site: Site) -> None:
     tab.locator(".charttip").first.wait_for()
     assert "loss nats" in tab.locator(".charttip").first.inner_text()
     tab.get_by_label("Which model").fill("0")
-    assert tab.locator(".answers .said").first.inner_text() == "base says"
+    assert tab.locator(".answers .said").last.inner_text() == "base says"
+    tab.get_by_text("step 30").wait_for()
+    tab.get_by_label("Which step").fill("1")
+    tab.get_by_text("step 20").wait_for()
+    assert tab.locator(".answers .said").first.inner_text() == "babble"
     with tab.context.expect_page() as opened:
         tab.get_by_role("link", name="Report").click()
     opened.value.get_by_text("the report").wait_for()

@@ -103,11 +103,14 @@ def test_the_routes(client: httpx2.Client) -> None:
     assert client.get(f"/api/runs/quick/metrics/pretrain?since={first['cursor']}").json()["columns"] == {}
     assert client.get("/api/runs/quick/metrics/evaluate").json()["columns"] == {}
     assert [stage["stage"] for stage in client.get("/api/runs/quick/samples").json()["stages"]] == ["sft"]
+    [spoken] = client.get("/api/runs/quick/spoken").json()["stages"]
+    told = [(one["step"], one["samples"][0]["text"]) for one in spoken["steps"]]
+    assert spoken["stage"] == "pretrain" and told == [(10, "a ba"), (20, "babble"), (30, "a word")]
     report = client.get("/api/runs/quick/report")
     assert "the report" in report.text and "script" not in report.headers["content-security-policy"]
     for wrong in ("-1", "x", "1e3", "9" * 30):
         assert client.get(f"/api/runs/quick/metrics/pretrain?since={wrong}").status_code == 400
-    for path in ("nothing/samples", "..%2f..%2fetc/report", "%2e%2e/metrics/pretrain"):
+    for path in ("nothing/samples", "nothing/spoken", "..%2f..%2fetc/report", "%2e%2e/metrics/pretrain"):
         assert client.get(f"/api/runs/{path}").status_code == 404
 
 

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from jielong.serve.errors import ApiError, bad_request
 from jielong.serve.page.bodies import fresh
-from jielong.serve.page.runs import Runs, metrics_since, samples, stage_folder
+from jielong.serve.page.runs import Runs, metrics_since, samples, spoken, stage_folder
 
 # The report is one file with its own style and pictures inside, and runs no script.
 _REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
@@ -28,21 +28,13 @@ def run_routes(runs: Runs) -> list[Route]:
         written = request.query_params.get("since", "0")
         if not written.isdecimal() or len(written) > 15:
             raise bad_request(f"since is {written!r:.40}; it must be a cursor that was given before, or 0", "since")
-        return fresh(await run_in_threadpool(read, request.path_params["stage"], int(written), found(request)))
-
-    def read(stage: str, cursor: int, run: Path) -> dict[str, Any]:
-        folder = stage_folder(run, stage)
-        if folder is None:
-            return {"cursor": 0, "anew": cursor > 0, "sampled": False, "columns": {}}
-        try:
-            return metrics_since(folder / "metrics.jsonl", cursor)
-        except FileNotFoundError:
-            return {"cursor": 0, "anew": cursor > 0, "sampled": False, "columns": {}}
-        except OSError as error:
-            raise ApiError(404, f"the metrics of {stage!r:.60} cannot be read: {error.strerror}") from None
+        return fresh(await run_in_threadpool(_metrics, request.path_params["stage"], int(written), found(request)))
 
     async def told(request: Request) -> Response:
         return fresh({"stages": await run_in_threadpool(samples, found(request))})
+
+    async def said(request: Request) -> Response:
+        return fresh({"stages": await run_in_threadpool(spoken, found(request))})
 
     async def report(request: Request) -> Response:
         try:
@@ -63,5 +55,18 @@ def run_routes(runs: Runs) -> list[Route]:
         Route("/api/runs", listed, methods=["GET"]),
         Route(one + "/metrics/{stage}", metrics, methods=["GET"]),
         Route(one + "/samples", told, methods=["GET"]),
+        Route(one + "/spoken", said, methods=["GET"]),
         Route(one + "/report", report, methods=["GET"]),
     ]
+
+
+def _metrics(stage: str, cursor: int, run: Path) -> dict[str, Any]:
+    """`metrics_since` of a stage by its name; nothing where it has not begun, or measures nothing."""
+    folder = stage_folder(run, stage)
+    nothing = {"cursor": 0, "anew": cursor > 0, "sampled": False, "columns": {}}
+    try:
+        return nothing if folder is None else metrics_since(folder / "metrics.jsonl", cursor)
+    except FileNotFoundError:
+        return nothing
+    except OSError as error:
+        raise ApiError(404, f"the metrics of {stage!r:.60} cannot be read: {error.strerror}") from None

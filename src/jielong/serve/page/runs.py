@@ -18,10 +18,12 @@ from typing import Any
 
 from jielong.config import load_toml
 from jielong.errors import JielongError
+from jielong.log import read_metrics
 
 MOST_LINES = 4000  # of a file that are told at once; of a longer one so many, evenly spread
 MOST_RUNS = 200
 MOST_RARE = 3000
+MOST_SPOKEN = 100  # times that a stage has let its model speak
 _RARE = re.compile(rb'"(?:heldout|gold)_')  # what is measured only now and then must not fall between the samples
 _SHARED_TABLES = ("run", "data")
 _QUIET_SECONDS = 120.0  # a stage that has written nothing for so long is taken to be stopped
@@ -180,6 +182,19 @@ def _values(lines: list[bytes]) -> Iterator[tuple[float, str, float]]:
                 continue
             if math.isfinite(value):
                 yield record["step"], name, round(value, 6) if abs(value) > 1e-3 else value
+
+
+def spoken(run: Path) -> list[dict[str, Any]]:
+    """{"stage", "steps": [{"step", "samples": [{"prompt", "text"}]}]} of every stage that has let its model speak on
+    the way, by rising step. A stopped run that goes on says some steps again: the last time counts.
+    """
+    found = []
+    for path in _begun(run):
+        steps = {record["step"]: record.get("samples") for record in read_metrics(path / "spoken.jsonl")}
+        told = [{"step": step, "samples": steps[step]} for step in sorted(steps) if isinstance(steps[step], list)]
+        if told:
+            found.append({"stage": path.name[3:], "steps": told[:: max(1, len(told) // MOST_SPOKEN)]})
+    return found
 
 
 def samples(run: Path) -> list[dict[str, Any]]:

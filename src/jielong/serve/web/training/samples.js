@@ -1,5 +1,5 @@
-/** What the models said on the way: a slider from the first to the last. */
-import { el } from '../shell/dom.js';
+/** What the models said on the way: a slider from the first to the last, and one over the steps of a stage. */
+import { el, speak } from '../shell/dom.js';
 import { getJson } from '../shell/api.js';
 
 const FEW = 12;
@@ -41,5 +41,38 @@ export class Samples {
     this.slider.setAttribute('aria-valuetext', model);
     this.list.replaceChildren(...(this.all ? this.samples : this.samples.slice(0, FEW)).map((sample) => el('article', {}, sample.skill ? el('small', { class: 'mute' }, sample.skill.replaceAll('_', ' ')) : null,
       el('p', { class: 'prompt' }, sample.prompt), el('p', { class: 'said' }, sample[model] || '∅'))));
+  }
+}
+
+export class Spoken {
+  constructor() {
+    this.slider = el('input', { type: 'range', min: 0, step: 1, tLabel: 'spokenSlider', on: { input: () => this.draw() } });
+    this.step = el('p', { class: 'small number' });
+    this.list = el('div', { class: 'answers', 'aria-live': 'polite' });
+    this.host = el('section', { class: 'card samples', hidden: true }, el('header', {}, el('h2', { t: 'spoken' })), el('p', { class: 'mute small', t: 'spokenWhy' }),
+      el('div', { class: 'slider' }, this.slider, this.step), this.list);
+    this.steps = [];
+  }
+
+  /** What the model of a stage said each time it was evaluated. Whoever looks at the last time sees the next one, too. */
+  async load(run, stage) {
+    const { stages } = await getJson(`/api/runs/${encodeURIComponent(run)}/spoken`);
+    const steps = stages.find((one) => one.stage === stage)?.steps ?? [];
+    const key = `${run}/${stage}`;
+    const atEnd = key !== this.key || Number(this.slider.value) >= this.steps.length - 1;
+    const place = this.slider.value;
+    [this.key, this.steps] = [key, steps];
+    this.host.hidden = !steps.length;
+    if (!steps.length) return;
+    this.slider.max = steps.length - 1;
+    this.slider.value = atEnd ? steps.length - 1 : place;
+    this.draw();
+  }
+
+  draw() {
+    const { step, samples } = this.steps[this.slider.value];
+    speak(this.step, 't', ['stepOf', step]);
+    this.slider.setAttribute('aria-valuetext', this.step.textContent);
+    this.list.replaceChildren(...samples.map(({ prompt, text }) => el('article', {}, el('p', { class: 'prompt' }, prompt), el('p', { class: 'said' }, text || '∅'))));
   }
 }

@@ -4,7 +4,7 @@ import { el, speak } from '../shell/dom.js';
 import { getJson, holdsKey, trouble } from '../shell/api.js';
 import { say } from '../shell/words.js';
 import { Chart } from './chart.js';
-import { Samples } from './samples.js';
+import { Samples, Spoken } from './samples.js';
 import { Store } from './series.js';
 
 const EVERY_MILLISECONDS = 1000;
@@ -43,6 +43,7 @@ class Training {
     this.grid = el('div', { class: 'charts' });
     this.rest = el('details', { class: 'rest', on: { toggle: () => this.draw() } }, el('summary', { t: 'otherMetrics' }), this.restGrid = el('div', { class: 'charts' }));
     this.samples = new Samples();
+    this.spoken = new Spoken();
     this.note = el('p', { class: 'mute small' });
     const log = el('input', { type: 'checkbox', on: { change: () => { this.view.log = log.checked; this.draw(); } } });
     const output = el('b', {}, '0.6');
@@ -54,7 +55,7 @@ class Training {
     this.body = el('div', { class: 'trainbody' }, el('aside', {}, el('h2', { t: 'runs' }), this.list, this.votes),
       el('div', { class: 'trainmain' }, el('header', { class: 'trainhead' }, this.lead, this.report), this.strip, this.rules,
         el('div', { class: 'card tune' }, el('label', { class: 'check' }, log, el('span', { t: 'logScale' })), el('label', { class: 'field' }, el('span', {}, el('span', { t: 'smoothing' }), output), weight)),
-        this.note, this.grid, this.rest, this.samples.host));
+        this.note, this.grid, this.rest, this.spoken.host, this.samples.host));
     this.none = el('div', { class: 'empty', hidden: true }, el('h2', { t: 'noRuns' }), el('p', { t: 'noRunsWhy' }), el('pre', {}, 'jielong run recipes/quickstart.toml --out runs/quickstart\njielong serve runs/quickstart'));
     this.host.append(el('div', { class: 'page wide' }, this.none, this.body));
     document.addEventListener('visibilitychange', () => (document.hidden || this.host.hidden ? this.sleep() : this.wake()));
@@ -117,6 +118,15 @@ class Training {
     this.drawStrip(lead);
     const grown = await Promise.all([...this.chosen].map((run) => this.fetch(run)));
     if (grown.some(Boolean)) this.draw();
+    await this.listen(lead);
+  }
+
+  /** What the model says on the way: looked for when another stage is shown, and now and then while it runs. */
+  async listen(lead) {
+    const shown = `${lead.name}/${this.stage}: ${lead.stages.find(({ name }) => name === this.stage)?.state}`;
+    if (shown === this.heard && !(shown.endsWith('running') && this.ticks % LIST_EVERY === 1)) return;
+    this.heard = shown;
+    await this.spoken.load(lead.name, this.stage);
   }
 
   leading() {
