@@ -11,16 +11,6 @@ from jielong.serve.replies import Envelope
 from jielong.serve.stream import Stencil
 
 TEXTS = ["", "a", 'he said "no"\\', "\n\r\t\x00\x1f", "接龙 😀", "</script> {}[]", "\u2028\x7f", "\\u0000", "x\n\n"]
-    "",
-    "a",
-    'he said "no"\\',
-    "\n\r\t\x00\x1f",
-    "接龙 😀",
-    "</script> {}[]",
-    "\u2028\x7f",
-    "\\u0000",
-    "data: x\n\n",
-]
 
 
 @pytest.mark.parametrize("tells_usage", [False, True])
