@@ -14,6 +14,7 @@ import argparse
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -128,12 +129,13 @@ def measure(
     def counting(search: Callable[[], Found]) -> Callable[[], int]:
         return lambda: sum(len(hypotheses[0].tokens) for hypotheses in search())
 
-    rates = interleaved({name: counting(search) for name, search in contenders.items()}, options.blocks, 0.0)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    rates = interleaved({name: counting(search) for name, search in contenders.items()}, options.blocks, 0.0, clock)
     rows = []
     for name, found in rates.items():
         spread = f"{min(found):,.0f} – {max(found):,.0f}"
         ratio = f"{median_ratio(rates, name, THEIRS):.2f}"
-        batch = "1, taken in turns" if name == SERVED else str(options.rows)
+        batch = f"{MAX_ROWS}, as they come" if name == SERVED else str(options.rows)
         rows.append([name, batch, f"{statistics.median(found):,.0f}", spread, ratio, f"{100 * same[name]:.1f} %"])
     return rows
 
@@ -159,6 +161,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--new-tokens", type=int, default=60, help="most tokens of a translation")
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--threads", type=int)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="seconds of the processor, for a busy machine; use with --threads 1"
+    )
     options = parser.parse_args(arguments)
     if options.random == (options.model is not None) or (options.file is None) != options.random:
         parser.error("give MODEL and --file, or --random alone")

@@ -36,7 +36,7 @@ from jielong.launch import relaunch_with_allocator
 from jielong.model.config import ModelConfig
 from jielong.runtime import detect, environment
 
-KINDS = ("float32", "bfloat16", "int8", "int4")
+KINDS = ("float32", "float16", "bfloat16", "int8", "int4")
 SHAPE: dict[str, Any] = {
     "width": 768, "decoder_layers": 12, "num_heads": 12, "num_kv_heads": 12, "head_size": 64, "ffn_width": 2048,
 }  # fmt: skip
@@ -71,7 +71,7 @@ def ours(model: Transformer, tokenizer: Tokenizer, prompts: Prompts, num_new: in
             return sum(len(each.tokens) for each in made)
 
         found[f"jielong {kind}"] = generate
-    for kind in ("bfloat16", "int8"):
+    for kind in ("float16", "bfloat16", "int8"):
         batcher = Batcher(model, tokenizer, weights=kind, cache_bytes=0)
 
         def serve(batcher: Batcher = batcher) -> int:

@@ -13,7 +13,7 @@ import pytest
 from jielong.generate.requests import Delta, Request
 from jielong.generate.sampling import Sampling
 from jielong.serve.jobs import Job
-from jielong.serve.metrics import Metrics
+from jielong.serve.metrics import ModelMetrics
 from jielong.serve.outbox import Outbox
 
 pytestmark = pytest.mark.anyio
@@ -24,7 +24,7 @@ class Owner:
     """Stands for the engine's thread."""
 
     def __init__(self) -> None:
-        self.metrics = Metrics()
+        self.metrics = ModelMetrics("tiny")
 
     def cancel(self, job: Job, index: int | None) -> None:
         raise AssertionError("nobody leaves here")

@@ -34,6 +34,7 @@ KINDS = ("float32", "float16", "bfloat16", "int8", "int4")
 # Fewer rows than these round otherwise than more; sums of whole numbers are exact.
 LEAST_ROWS = {"float32": 4, "float16": 1, "bfloat16": 2, "int8": 1, "int4": 1}
 STEADY_SIZES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_UNFILLED = frozenset((1, *STEADY_SIZES))
 _SMALL_WEIGHTS = 1 << 20
 GROUP = 32  # weights that share a scale in int4
 _TRIAL_SHAPE = (64, 64)
@@ -81,17 +82,18 @@ class PlainProduct:
         self.weight, self.bias = weight, bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])  # torch may take a product of three dimensions apart, row by row
-        num, most = len(rows), STEADY_SIZES[-1]
-        if num == 1:
+        shape, most = x.shape, STEADY_SIZES[-1]
+        rows = x.reshape(-1, shape[-1])  # torch may take a product of three dimensions apart, row by row
+        num = rows.shape[0]
+        if num in _UNFILLED:
             found = F.linear(rows, self.weight, self.bias)
         elif num > most:
             found = torch.cat([self(rows[start : start + most]) for start in range(0, num, most)])
         else:
             size = STEADY_SIZES[bisect.bisect_left(STEADY_SIZES, num)]
-            filled = rows if size == num else torch.cat((rows, rows.new_zeros(size - num, rows.shape[1])))
+            filled = torch.cat((rows, rows.new_zeros(size - num, shape[-1])))
             found = F.linear(filled, self.weight, self.bias)[:num]
-        return found.view(*x.shape[:-1], -1)
+        return found.view((*shape[:-1], -1))
 
 
 class PackedProduct:

@@ -42,7 +42,8 @@ class QuickAttention:
         kv, num, size = heads.num_kv_heads, heads.num_heads, heads.head_size
         if view.turns is None:
             view.turns = self._tables(context.rotation, mixed.dtype, batch)
-        real = mixed if len(mixed) == batch else mixed[:batch]  # nobody looks at what the others see
+        num_none = mixed.shape[0] - batch
+        real = mixed[:batch] if num_none else mixed  # nobody looks at what the others see
         split = real.view(batch, -1, size)  # (B, N + 2K, H)
         if view.turns:
             cos, sin = view.turns
@@ -61,7 +62,7 @@ class QuickAttention:
             for part, block in zip(parts[1:], values[1:], strict=True):
                 found = torch.baddbmm(found, part, block)
         found = found[:, : heads.group].reshape(batch, 1, num * size)
-        return found if len(mixed) == batch else torch.cat((found, found.new_zeros(len(mixed) - batch, 1, num * size)))
+        return torch.cat((found, found.new_zeros(num_none, 1, num * size))) if num_none else found
 
     def _tables(self, rotation: Rotation, dtype: torch.dtype, batch: int) -> tuple[Tensor, ...]:
         """cos and sin (B, N + 2K, H) that turn queries and keys, and leave values as they are; () to turn nothing."""
