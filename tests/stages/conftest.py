@@ -45,6 +45,13 @@ batch_rows = 16
 num_steps = 2
 learning_rate = 1e-3
 """
+# Of the world, whose lines are made from templates and repeat themselves by design.
+CURATE = """[curate]
+sources = ["world"]
+min_stop_words = 0
+max_top_grams = [0.4, 0.4, 0.4]
+max_duplicate_grams = [0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+"""
 RECIPE = f"""{RUN}
 name = "micro"
 seed = 7
@@ -53,12 +60,7 @@ seed = 7
 megabytes = 0.15
 heldout_megabytes = 0.02
 
-[curate]
-sources = ["world"]
-min_stop_words = 0
-max_top_grams = [0.4, 0.4, 0.4]
-max_duplicate_grams = [0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
-
+{CURATE}
 [tokenizer]
 vocab_size = 512
 

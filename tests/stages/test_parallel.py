@@ -22,25 +22,18 @@ from jielong.stages import pipeline
 from jielong.stages.pipeline import run_recipe
 from jielong.train.parallel import Layout
 
-PRETRAINED = """
-[run]
+from .conftest import CURATE, RUN
+
+PRETRAINED = f"""{RUN}
 name = "micro"
 seed = 7
-device = "cpu"
-dtype = "float32"
-threads = 1
 [data.world]
 megabytes = 0.1
 heldout_megabytes = 0.02
-[curate]
-sources = ["world"]
-min_stop_words = 0
-max_top_grams = [0.4, 0.4, 0.4]
-max_duplicate_grams = [0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
-[tokenizer]
+{CURATE}[tokenizer]
 vocab_size = 400
 [pretrain]
-model = {preset = "jie-xs", width = 32, decoder_layers = 1}
+model = {{preset = "jie-xs", width = 32, decoder_layers = 1}}
 context_tokens = 128
 batch_rows = 4
 num_steps = 30
