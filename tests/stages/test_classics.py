@@ -17,6 +17,7 @@ from jielong.data.labelled import read_examples, split_heldout
 from jielong.data.sources import Source
 from jielong.errors import DataError, JielongError, RecipeError, UsageError
 from jielong.recipe import parse_recipe
+from jielong.stages import finetuning
 from jielong.stages.pipeline import run_recipe
 from jielong.tokenizer import Tokenizer
 
@@ -265,6 +266,26 @@ def test_from_scratch_and_limit(whole: tuple[Path, dict[str, Any]], tmp_path: Pa
     kept = load_file(folder / "model.safetensors")[_embedding(folder)]
     made = load_file(tmp_path / "run" / "01-finetune" / "model" / "model.safetensors")
     assert not torch.allclose(made[_embedding(folder)], kept, atol=0.1)
+
+
+def test_stages_that_are_compared_learn_from_the_same_examples(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"text": f"a cat {n}", "label": "x" if n % 2 else "y"} for n in range(40)]
+    more = f'model = {json.dumps(str(whole[0] / "03-mlm" / "model"))}\nsources = ["rows"]\nlimit_examples = 8\n'
+    other = f'\n[other]\nkind = "finetune"\ntask = "classification"\nnum_steps = 1\n{COMMON}{more}from_scratch = true\n'
+    seen: list[list[str]] = []
+    make_rows = finetuning._rows
+
+    def watch(context: Any, data: Any, *rest: Any) -> Any:
+        seen.append([example.where for example in data.train])
+        return make_rows(context, data, *rest)
+
+    monkeypatch.setattr(finetuning, "_rows", watch)
+    path = small(tmp_path, "classification", more + other, rows=rows)
+    run_recipe(path, tmp_path / "run", quiet=True)
+    run_recipe(path, tmp_path / "another seed", ["run.seed=1"], quiet=True)
+    assert len(seen) == 4 and seen[0] == seen[1] and seen[2] == seen[3] != seen[0]
 
 
 def _embedding(folder: Path) -> str:

@@ -114,7 +114,8 @@ def gather(context: Context) -> Labelled:
     labels = settings.labels or tuple(sorted({str(example.label) for example in examples}))
     if settings.task in ("classification", "pairs"):
         label_numbers([*examples, *test], labels)
-    generator = torch.Generator().manual_seed(derive_seed(context.seed, "examples"))
+    # By the run's seed, not the stage's: two stages that are compared with each other learn from the same examples.
+    generator = torch.Generator().manual_seed(derive_seed(context.recipe.run.seed, "examples"))
     chosen = torch.randperm(len(examples), generator=generator)[: settings.limit_examples].tolist()
     train_set = [examples[number] for number in chosen]
     if not train_set or not test:
