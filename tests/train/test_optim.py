@@ -156,6 +156,10 @@ def test_muon_goes_on_from_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
     assert isinstance(again, MuonAdamW)
 
 
-def test_muon_without_a_matrix_to_train_is_an_error() -> None:
-    with pytest.raises(UsageError, match="none of them is trainable"):
-        build_optimizer(Tied(), MUON)
+def test_a_model_without_layers_is_adamws_alone() -> None:
+    """As the LSTMs of `--set translate.architecture=recurrent` on a recipe that asks for Muon."""
+    model = Tied()
+    optimizer = build_optimizer(model, MUON)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in model.parameters()}
+    assert optimizer.param_groups[0]["initial_lr"] == MUON.learning_rate

@@ -127,26 +127,24 @@ def build_optimizer(
     """Fused AdamW over the trainable parameters of `model`, with Muon for its layers' matrices where config says so.
 
     Each group remembers its peak as `initial_lr`. A tied matrix is trained once. apart: as for decay_groups.
-    muon: ShardedMuon where matrices are shared out.
-    Raises UsageError when nothing is trainable, or when there is no matrix for Muon.
+    muon: ShardedMuon where matrices are shared out. A model without layers, as two LSTMs, is AdamW's alone.
+    Raises UsageError when nothing is trainable.
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101 (decoupled decay: it is scaled by the learning rate).
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise UsageError("optimizer: the model has no trainable parameter (all have requires_grad = False)")
     optimizer: torch.optim.Optimizer
-    if config.matrix_learning_rate is None:
-        optimizer = _adamw(trained, config, apart)
-    else:
-        matrices = layer_matrices(model)
-        if not matrices:
-            raise UsageError("optimizer: muon trains the matrices inside layers, and none of them is trainable")
+    matrices = [] if config.matrix_learning_rate is None else layer_matrices(model)
+    if config.matrix_learning_rate is not None and matrices:
+        rate, decay = config.matrix_learning_rate, config.weight_decay
         chosen = {id(parameter) for parameter in matrices}
         rest = [parameter for parameter in trained if id(parameter) not in chosen]
-        rate, decay = config.matrix_learning_rate, config.weight_decay
         optimizer = MuonAdamW(
             muon(matrices, lr=rate, weight_decay=decay, momentum=0.95, nesterov=True), _adamw(rest, config, apart)
         )
+    else:
+        optimizer = _adamw(trained, config, apart)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
