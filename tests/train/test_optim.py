@@ -161,5 +161,7 @@ def test_a_model_without_layers_is_adamws_alone() -> None:
     model = Tied()
     optimizer = build_optimizer(model, MUON)
     assert isinstance(optimizer, torch.optim.AdamW)
-    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in model.parameters()}
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {
+        id(p) for p in model.parameters() if p.requires_grad
+    }
     assert optimizer.param_groups[0]["initial_lr"] == MUON.learning_rate
