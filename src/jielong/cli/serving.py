@@ -50,7 +50,10 @@ def serve(
     prefill_tokens: Annotated[int, typer.Option(min=1, help="Most prompt tokens read in one step.")] = 256,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     weights: Annotated[
-        str, typer.Option(help="On a CPU: auto (the fastest), float32 (exact), bfloat16, int8, int4.", metavar="KIND")
+        str,
+        typer.Option(
+            help="On a CPU: auto (the fastest), float32 (exact), float16, bfloat16, int8, int4.", metavar="KIND"
+        ),
     ] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the engine.")] = None,
     drain_seconds: Annotated[float, typer.Option(min=0, help="How long a stopping server finishes answers.")] = 30.0,

@@ -38,7 +38,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print figures as JSON 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 WeightsOption = Annotated[
     str | None,
-    typer.Option(help="Pack them for a CPU: auto (the fastest), float32, bfloat16, int8, int4.", metavar="KIND"),
+    typer.Option(
+        help="Pack them for a CPU: auto (the fastest), float32, float16, bfloat16, int8, int4.", metavar="KIND"
+    ),
 ]
 EngineOption = Annotated[
     str,
