@@ -55,6 +55,8 @@ def ways_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def plan(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """name -> settings of a stage, for every task and way."""
     shared: dict[str, Any] = {"epochs": options.epochs, "warmup_steps": 10}
+    if options.rate is not None:
+        shared["learning_rate"] = options.rate
     if options.limit is not None:
         shared["limit_examples"] = options.limit
     return {
@@ -95,6 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--limit", type=int, help="learn from so many examples of each task")
+    parser.add_argument("--rate", type=float, help="learning rate of all ways; else the recipe's")
     parser.add_argument("--start", type=Path, help="model folder that pre-training began with, as a fourth way")
     parser.add_argument("--scratch-rate", type=float, help="learning rate of what was not pre-trained; else the same")
     options = absolute(parser.parse_args(arguments))

@@ -398,7 +398,7 @@ def test_ablation_changes_one_thing_at_a_time(script: Any, tmp_path: Path) -> No
     ablation = script("gpt1_ablation")
     options = script("finetunes").task_parser("", "runs/x").parse_args(["model", "--data-root", str(tmp_path)])
     options.tasks, options.epochs, options.limit = ["pairs", "similarity"], 3.0, None
-    options.start, options.scratch_rate = None, None
+    options.start, options.scratch_rate, options.rate = None, None, None
     ways = ablation.plan(options)
     assert len(ways) == 6 and ways["similarity-full"]["heldout_sources"] == ["stsb_dev"]
     full = ways["pairs-full"]
