@@ -13,7 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 import jielong
+from jielong.data.cooccurrence import token_vectors
 from jielong.data.labelled import read_examples, split_heldout
+from jielong.data.masking import Masking
+from jielong.data.sentence_pairs import SentenceRows
 from jielong.data.sources import Source
 from jielong.errors import DataError, JielongError, RecipeError, UsageError
 from jielong.recipe import parse_recipe
@@ -186,6 +189,21 @@ def test_every_stage_leaves_its_figures(whole: tuple[Path, dict[str, Any]]) -> N
         assert found["examples"] + found["heldout_examples"] in (30, 12)
         assert "trivial_score" in found and found["heldout_in_training"] == 0
     assert [rule["passed"] for rule in report["stages"]["mlm"]["rules"]] != [None]
+
+
+def test_an_encoder_may_begin_with_counted_vectors(recipe: Path, tmp_path: Path) -> None:
+    """Hardly trained, its vectors are to each other as the counted ones are, which are turned another way."""
+    settings = ['mlm.vectors="counted"', "mlm.next_sentence=false", "mlm.num_steps=1", "mlm.learning_rate=1e-9"]
+    report = run_recipe(recipe, tmp_path / "run", settings, until="mlm", quiet=True)
+    assert "heldout_next_sentence_accuracy" not in figures(report, "mlm")
+    model, tokenizer = jielong.load(tmp_path / "run" / "03-mlm" / "model")
+    rows = SentenceRows.load(tmp_path / "run" / "03-mlm" / "documents.safetensors")
+    is_text = Masking.of(tokenizer, 0.15, whole_words=False).is_text
+    counted = token_vectors(rows, is_text, model.config.width, torch.Generator().manual_seed(5))
+    seen = torch.bincount(rows.tokens[rows.segments > 0].long(), minlength=len(is_text)).bool() & is_text
+    ours, theirs = (vectors[seen] @ vectors[seen].T for vectors in (model.embed.weight.detach(), counted))
+    assert int(seen.sum()) > 20
+    assert torch.corrcoef(torch.stack((ours.flatten(), theirs.flatten())))[0, 1] > 0.98
 
 
 def test_models_are_of_the_task(whole: tuple[Path, dict[str, Any]]) -> None:
