@@ -497,7 +497,7 @@ def test_a_recipe_without_votes_has_the_hashes_that_it_had_before_there_were_any
     for stage in parsed.stages:
         settings = stage.settings.model_dump(mode="json")
         assert settings.pop("votes", None) is None
-        younger = {"mixture": None, "z_loss": 0.0, "router_balance": 0.01, "router_z": 0.001}
+        younger = {"mixture": None, "z_loss": 0.0, "router_balance": 0.01, "router_z": 0.001, "keep_out": []}
         assert all(settings.pop(name, value) == value for name, value in younger.items())
         content = {"name": stage.name, "kind": stage.kind, "settings": settings, "before": "x"}
         assert stage_hash(parsed, stage, {}, "x") == config_hash(content)

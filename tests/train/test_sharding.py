@@ -159,7 +159,9 @@ def test_two_processes_learn_what_one_does(
 ) -> None:
     own = alone(case)
     assert own["losses"][-1] < own["losses"][0] - 0.1  # there was something to learn
-    near, far = (1e-2, 2e-1) if case == "bfloat16" else (1e-6, 1e-4)  # norms' weights have 3 digits then
+    # In bfloat16 norms' weights have 3 digits. Muon makes a matrix orthogonal in it, and where layers are cut the rows
+    # of q, k and v stand in another order, which alone rounds one matrix of 14 otherwise (14 of 200 drawn ones).
+    near, far = (1e-2, 2e-1) if case in ("bfloat16", "muon-tensor") else (1e-6, 1e-4)
     for found in together[case]:
         assert found["losses"] == pytest.approx(own["losses"], abs=near, rel=0)
         assert found["norms"] == pytest.approx(own["norms"], abs=far)

@@ -267,9 +267,9 @@ def test_a_model_is_chosen_and_looked_into(tab: Any, other: Lab) -> None:
     tab.locator(".lens").wait_for()
     which = tab.get_by_label("The model to look into")
     assert which.input_value() == OTHER
-    until(tab, "document.querySelector('.parttable').innerText.includes('other')")
+    until(tab, "document.querySelector('.parttable')?.innerText.includes('other')")
     which.select_option(NAME)
-    until(tab, "document.querySelector('.parttable').innerText.includes('tiny')")
+    until(tab, "document.querySelector('.parttable')?.innerText.includes('tiny')")
     tab.reload()
     tab.get_by_role("textbox", name="A text to look at").wait_for()
     tab.goto("/")
