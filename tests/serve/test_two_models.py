@@ -184,7 +184,7 @@ async def test_a_drain_waits_for_both(lab: Lab, other: Lab) -> None:
         )
         await until(lambda: service.num_open == 2)
         drained = asyncio.ensure_future(service.drain(30))
-        await asyncio.sleep(0)
+        await until(lambda: {engine.state for engine in service.engines} == {"draining"})
         for name in (NAME, OTHER):
             refused(await client.post(COMPLETE, json={**asked, "model": name}), 503, "draining")
         refused(await client.get("/health"), 503, "draining")
