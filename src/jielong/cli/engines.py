@@ -55,6 +55,7 @@ def find_engine(model: str, choice: EngineChoice, say: Console) -> tuple[Engine,
     automatic = choice.weights in (None, "auto")
     if choice.name == "llama.cpp":
         kind = "Q8_0" if automatic else str(choice.weights)
-        return LlamaCppEngine(network, tokenizer, found.folder, kind, torch.get_num_threads()), found
+        threads = torch.get_num_threads()
+        return LlamaCppEngine(network, tokenizer, found.folder, kind, threads, rows=1), found  # one text at a time
     packed = None if automatic and runtime.device.type != "cpu" else choice.weights
     return Engine(network.to(runtime.device), tokenizer, runtime, packed), found

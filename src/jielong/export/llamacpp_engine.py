@@ -21,13 +21,14 @@ from jielong.generate.engine import Engine, Job
 from jielong.model.transformer import Transformer
 from jielong.tokenizer.tokenizer import TextStream, Tokenizer
 
-ROWS = 8  # decoded beside each other, and so many contexts of keys and values
+ROWS = 8
 
 
 class LlamaCppEngine(Engine):
     """Generates with llama.cpp; `close` it, or leave its `with`, to end its process.
 
     folder: where the model and its tokenizer were loaded from. kind: how the weights are stored, F32, F16 or Q8_0.
+    rows: texts decoded beside each other; llama.cpp sets aside the keys and values of a whole context for each.
 
     What is other than in `Engine`: random draws, so that texts at a temperature above 0 are others; log-probabilities
     are told at temperature 0 only, without a bias, and for texts of whole characters, else the list is empty; stop_ids
@@ -36,7 +37,13 @@ class LlamaCppEngine(Engine):
     """
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, folder: Path, kind: str = "Q8_0", threads: int = 1
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        folder: Path,
+        kind: str = "Q8_0",
+        threads: int = 1,
+        rows: int = ROWS,
     ) -> None:
         if kind not in TYPES:
             raise UsageError(f"llama.cpp stores weights as {', '.join(TYPES)}, not {kind!r}")
@@ -49,7 +56,8 @@ class LlamaCppEngine(Engine):
         try:
             path = Path(scratch.name) / f"{kind}.gguf"
             write_gguf(path, model, vocabulary, kind, folder.name)
-            self._server = Listening(path, ROWS, model.config.max_length, threads)
+            self._rows = rows
+            self._server = Listening(path, rows, model.config.max_length, threads)
         except BaseException:
             scratch.cleanup()
             raise
@@ -90,7 +98,7 @@ class LlamaCppEngine(Engine):
         told = job.sampling.temperature == 0 and not job.sampling.logit_bias
         more = {"return_tokens": True, "n_probs": int(told)}
         bodies = [self._asked(job, row) | more for row in range(len(job.seeds))]
-        with ThreadPoolExecutor(ROWS) as pool:
+        with ThreadPoolExecutor(self._rows) as pool:
             answers = list(pool.map(self._server.post, bodies))
         made = []
         for answer in answers:
