@@ -50,3 +50,9 @@ def nearest(word: str, legal: Iterable[str]) -> str | None:
     """The legal word most like `word`, or None when none is close: for "did you mean"."""
     found = difflib.get_close_matches(word, list(legal), n=1, cutoff=0.6)
     return found[0] if found else None
+
+
+def did_you_mean(word: str, legal: Iterable[str]) -> str:
+    """ "; did you mean 'WORD'?" for the end of a sentence, or "" when no legal word is close."""
+    guess = nearest(word, legal)
+    return f"; did you mean '{guess}'?" if guess else ""

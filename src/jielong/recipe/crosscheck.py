@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from jielong.config import Settings
 from jielong.data.pairs import couples
 from jielong.data.world.world import SKILLS
-from jielong.errors import RecipeError, UsageError, nearest
+from jielong.errors import RecipeError, UsageError, did_you_mean
 from jielong.model.config import ModelConfig
 from jielong.recipe.promotion import check_promotion
 from jielong.train.parallel import check_divisible
@@ -88,8 +88,7 @@ def _check_order(stage: Stage, before: tuple[Stage, ...], after: tuple[Stage, ..
     if stage.kind == "dpo" and stage.settings.comparisons is not None:
         names = [other.name for other in before if other.kind == "reward"]
         if stage.settings.comparisons not in names:
-            guess = nearest(stage.settings.comparisons, names)
-            hint = f"; did you mean '{guess}'?" if guess else ""
+            hint = did_you_mean(stage.settings.comparisons, names)
             raise RecipeError(
                 f"{here}: comparisons = '{stage.settings.comparisons}' is no stage of kind reward before it{hint} "
                 f"(there: {', '.join(names) or 'none'})"
@@ -120,8 +119,7 @@ def _check_sources(recipe: Recipe, where: str) -> None:
     for stage in recipe.stages:
         for name in named_sources(stage):
             if name not in legal:
-                guess = nearest(name, legal)
-                hint = f"; did you mean '{guess}'?" if guess else ""
+                hint = did_you_mean(name, legal)
                 raise RecipeError(
                     f"{where} [{stage.name}]: sources names '{name}', which is neither \"world\" nor a table "
                     f"[data.sources.{name}]{hint} (legal: {', '.join(legal)})"
@@ -145,8 +143,7 @@ def _check_kept_out(recipe: Recipe, stage: Stage, here: str) -> None:
     tasks = {other.name: other for other in recipe.stages if other.kind == "finetune"}
     for name in stage.settings.keep_out:
         if name not in tasks:
-            guess = nearest(name, tasks)
-            hint = f"; did you mean '{guess}'?" if guess else ""
+            hint = did_you_mean(name, tasks)
             raise RecipeError(
                 f"{here}: keep_out names '{name}', which is no stage of kind finetune{hint} (there: "
                 f"{', '.join(tasks) or 'none'})"
@@ -166,8 +163,7 @@ def _check_mixture(recipe: Recipe, stage: Stage, here: str) -> None:
     sources = [other for other in before if other.kind == "curate"][-1].settings.sources
     for name in stage.settings.mixture:
         if name not in sources:
-            guess = nearest(name, sources)
-            hint = f"; did you mean '{guess}'?" if guess else ""
+            hint = did_you_mean(name, sources)
             raise RecipeError(
                 f"{here}: mixture names '{name}', which the curate stage before it does not read{hint} (legal: "
                 f"{', '.join(sources)})"
@@ -249,8 +245,7 @@ def _check_skills(here: str, skills: tuple[str, ...], asks_world: bool) -> None:
         raise RecipeError(f'{here}: reward = "verifiable" asks the world, which no stage reads; choose another reward')
     for skill in skills:
         if skill not in SKILLS:
-            guess = nearest(skill, SKILLS)
-            hint = f"; did you mean '{guess}'?" if guess else ""
+            hint = did_you_mean(skill, SKILLS)
             raise RecipeError(f"{here}: skills names '{skill}'{hint} (legal: {', '.join(SKILLS)})")
 
 
