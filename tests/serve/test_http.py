@@ -39,6 +39,15 @@ def heard(connection: socket.socket) -> bytes:
         data += piece
 
 
+def wait_for(connection: socket.socket, text: bytes) -> None:
+    """Read until `text` has come: the head of an answer may come before its first event."""
+    data = b""
+    while text not in data:
+        piece = connection.recv(65536)
+        assert piece, data
+        data += piece
+
+
 def spoken(server: Running, *pieces: bytes) -> bytes:
     with connect(server) as connection:
         try:
@@ -185,7 +194,7 @@ def test_a_socket_that_closes_ends_the_work(lab: Lab, stream: bool) -> None:
             batcher.allow(3)
             until(lambda: batcher.num_steps == 3)
             if stream:
-                assert b"data: {" in connection.recv(65536)
+                wait_for(connection, b"data: {")
             connection.close()
             until(lambda: service.metrics.disconnected.values[()] == 1)
             batcher.allow(1)
