@@ -99,12 +99,16 @@ class _Call:
         yield b"".join(self._chunk(n, {"role": "assistant", "content": ""}) for n in range(len(self._replies.each)))
         async for pieces in self._replies.pieces():
             chunks = [chunk for piece in pieces for chunk in self._chunks(piece)]
+            if self._replies.have_ended:
+                chunks += self._ending()
             if chunks:
                 yield b"".join(chunks)
-        if self._body.tells_usage:
-            yield self._envelope.last_event(self._replies.usage(len(self._replies.each)))
+
+    def _ending(self) -> list[bytes]:
+        """What comes behind the last text, and with it: usage if wanted, [DONE]."""
         self._log()
-        yield DONE
+        usage = self._replies.usage(len(self._replies.each))
+        return [self._envelope.last_event(usage), DONE] if self._body.tells_usage else [DONE]
 
     def _chunks(self, piece: Piece) -> Iterator[bytes]:
         """Its text, and the end if it has come to that."""

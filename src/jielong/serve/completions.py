@@ -87,12 +87,16 @@ class _Call:
                 if piece.text or piece.told or piece.finish_reason or (begins and self._body.echo):
                     begun.add(piece.index)
                     chunks.append(self._chunk(piece, begins))
+            if self._replies.have_ended:
+                chunks += self._ending()
             if chunks:
                 yield b"".join(chunks)
-        if self._body.tells_usage:
-            yield self._envelope.last_event(self._replies.usage(self._num_choices))
+
+    def _ending(self) -> list[bytes]:
+        """What comes behind the last text, and with it: usage if wanted, [DONE]."""
         self._log()
-        yield DONE
+        usage = self._replies.usage(self._num_choices)
+        return [self._envelope.last_event(usage), DONE] if self._body.tells_usage else [DONE]
 
     def _chunk(self, piece: Piece, begins: bool) -> bytes:
         body = self._body

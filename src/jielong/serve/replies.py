@@ -133,12 +133,17 @@ class Replies:
         self.each = list(replies)
         self._service, self._job = service, job
 
+    @property
+    def have_ended(self) -> bool:
+        """Whether no piece comes any more."""
+        return all(reply.finish_reason for reply in self.each)
+
     async def pieces(self) -> AsyncIterator[list[Piece]]:
         """What is new, one piece a sequence at a time; each sequence has exactly one piece with a finish_reason.
 
         A reply that the guard has refused is counted, logged and cancelled. Raises ApiError when the engine fails.
         """
-        while made := await self._job.next():
+        while not self.have_ended and (made := await self._job.next()):
             found: dict[int, Piece] = {}
             for index, delta in made:
                 reply = self.each[index]
