@@ -89,3 +89,32 @@ def test_the_source_is_made_once_and_selected_with_its_rows(model: Transformer) 
     keys, values = cache.source(0, lambda: pytest.fail("made twice"))
     assert keys.flatten().tolist() == [1.0] and values.flatten().tolist() == [-1.0]
     assert cache.source(1, lambda: made) is made  # another layer has its own
+
+
+def test_it_grows_with_what_is_read_and_keeps_it_through_selections(model: Transformer) -> None:
+    """Rows of unequal length that change places, are dropped and doubled: what is held is what was written."""
+    draw = torch.Generator().manual_seed(2)
+    cache, written = make_cache(model, 4, 90), [torch.empty(2, 0, 8) for _ in range(4)]
+    for num, rows in ((3, [0, 1, 2, 3]), (5, [3, 3, 1]), (30, [2, 0]), (1, [1, 0, 1]), (40, [0, 2, 1])):
+        new = torch.randn(len(written), 2, num, 8, generator=draw)
+        counted = torch.tensor([max(1, num - row) for row in range(len(written))])
+        held, _ = cache.update(0, new, new)
+        for row, before in enumerate(written):
+            written[row] = torch.cat([before, new[row, :, : counted[row]]], dim=1)
+            assert torch.equal(held[row, :, : written[row].shape[1]], written[row])
+        assert held.isfinite().all()
+        cache.advance(counted)
+        cache.select(torch.tensor(rows))
+        written = [written[row] for row in rows]
+        assert cache.lengths.tolist() == [one.shape[1] for one in written]
+
+
+def test_what_a_dropped_row_held_is_not_left_behind(model: Transformer) -> None:
+    cache = make_cache(model, 2, 20)
+    new = torch.full((2, 2, 9, 8), float("nan"))
+    new[1] = 1.0
+    cache.update(0, new, new)
+    cache.advance(torch.tensor([9, 2]))
+    cache.select(torch.tensor([1]))
+    held, _ = cache.update(0, torch.ones(1, 2, 9, 8), torch.ones(1, 2, 9, 8))
+    assert held.isfinite().all()

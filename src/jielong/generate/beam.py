@@ -22,6 +22,8 @@ from jielong.errors import ModelError, UsageError, nearest
 PENALTIES = ("gnmt", "length")
 STOPS = ("current", "bound", "full")
 MOST_BEAMS = 64
+_NUM_STRIPES = 16
+_ROWS_AT_ONCE = 32  # whose logits stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -272,15 +274,41 @@ def _continuations(logits: Tensor, scores: Tensor, num_kept: int) -> tuple[Tenso
     scores = scores.to(logits.device)
     num_sentences, beam = scores.shape
     logits = logits.float()
+    rows_at_once = _ROWS_AT_ONCE if logits.device.type == "cpu" else len(logits)
     # The best of a sentence are among the best of its beams; so no table of all log-probabilities is made.
-    own, own_tokens = logits.topk(min(num_kept, logits.shape[-1]), dim=-1)  # (R, C)
-    # log-normaliser = peak - log p(peak): torch.logsumexp takes twice as long as softmax
-    normaliser = own[:, :1] - logits.softmax(dim=-1).gather(1, own_tokens[:, :1]).log()
-    logprobs = (own - normaliser).view(num_sentences, beam, -1)
+    parts = [_best_of_rows(part, num_kept) for part in logits.split(rows_at_once)]
+    own, own_tokens = (torch.cat(part) for part in zip(*parts, strict=True))  # (R, C)
+    logprobs = own.view(num_sentences, beam, -1)
     totals = (logprobs + scores[..., None]).flatten(1)  # (B, K C)
     best, index = totals.topk(min(num_kept, totals.shape[1]), dim=1)
     tokens = own_tokens.view(num_sentences, -1).gather(1, index)
     return best.to("cpu"), (index // own.shape[1]).to("cpu"), tokens.to("cpu")
+
+
+def _best_of_rows(logits: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """The log-probabilities (R, C) of the best C = num tokens of each row of (R, V), best first, and the tokens."""
+    best, tokens = likeliest(logits, min(num, logits.shape[-1]))
+    # log-normaliser = peak - log p(peak): torch.logsumexp takes twice as long as softmax
+    normaliser = best[:, :1] - logits.softmax(dim=-1).gather(1, tokens[:, :1]).log()
+    return best - normaliser, tokens
+
+
+def likeliest(scores: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """topk of (R, V), num of each row: values and ids, best first; a NaN is above all.
+
+    A row is cut into stripes of V / 16. The best num of it stand in the num columns where the best of all stripes is
+    highest, so that only these are looked through: on a CPU half the time of topk, which passes each row several times.
+    """
+    width = scores.shape[-1] // _NUM_STRIPES
+    if scores.device.type != "cpu" or width < 4 * num:
+        return scores.topk(num, dim=-1)
+    whole = width * _NUM_STRIPES
+    peaks = scores[:, :whole].unflatten(1, (_NUM_STRIPES, width)).amax(1)
+    columns = peaks.topk(num, dim=-1, sorted=False).indices  # (R, num)
+    ids = (columns[:, None] + width * torch.arange(_NUM_STRIPES)[:, None]).flatten(1)
+    ids = torch.cat([ids, torch.arange(whole, scores.shape[-1]).expand(len(scores), -1)], dim=1)
+    best, places = scores.gather(1, ids).topk(num, dim=-1)
+    return best, ids.gather(1, places)
 
 
 def _done(running: Tensor, ended: Tensor, lengths: Tensor, bounds: Tensor, config: BeamConfig) -> Tensor:

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens a batch has already read, in memory allocated once."""
+"""Keys and values of the tokens a batch has already read, in memory that grows with them."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ from torch import Tensor
 
 from jielong.model.config import ModelConfig
 
+_LEAST_ROOM = 16  # tokens
+
 
 class KeyValueCache:
-    """Implements `model.context.Cache`: one buffer a layer for keys and one for values, (B, K, capacity, H).
+    """Implements `model.context.Cache`: one buffer a layer for keys and one for values, (B, K, room, H).
 
-    Row b holds `lengths[b]` tokens. What lies at or beyond that position is zero, or left over from padding or from a
-    finished row: attention never looks there, and the next token of the row overwrites it. To read n tokens a row needs
-    a capacity of n. Beside them lie the keys and values of the source, once cross-attention has made them.
+    Row b holds `lengths[b]` tokens. What lies at or beyond that position is zero, or left over from padding: attention
+    never looks there, and the next token of the row overwrites it. To read n tokens a row needs a capacity of n; the
+    buffers have room for what was read, and for half as much more. Beside them lie the keys and values of the source,
+    once cross-attention has made them.
     """
 
     def __init__(
         self, config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (batch, config.num_kv_heads, capacity, config.head_size)
-        self.capacity = capacity
+        shape = (batch, config.num_kv_heads, 0, config.head_size)
+        self.capacity, self._room = capacity, 0
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)  # (B,)
-        # Zeros, not empty: an unseen position has weight 0 in attention, and 0 * NaN would still be NaN.
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.decoder_layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.decoder_layers)]
         self.sources: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys and values, (B, K, S, H)
         self._longest = 0  # no row holds more; kept on the host so that no step has to ask the device
+        self._touched = 0  # beyond it all is zero
         self._num_written = 0  # T of the last update
         self._slots: Tensor | None = None  # where the tokens of this forward go; the same for all layers
 
@@ -48,6 +51,7 @@ class KeyValueCache:
         """
         num_rows, num_heads, num_new, head_size = keys.shape
         if self._slots is None or self._num_written != num_new:
+            self._reserve(self.num_keys(num_new))
             self._slots, self._num_written = self._places(num_rows, num_heads, num_new), num_new
         self.keys[layer].view(-1, head_size).index_copy_(0, self._slots, keys.reshape(-1, head_size))
         self.values[layer].view(-1, head_size).index_copy_(0, self._slots, values.reshape(-1, head_size))
@@ -60,13 +64,25 @@ class KeyValueCache:
             self.sources[layer] = project()
         return self.sources[layer]
 
+    def _reserve(self, num_tokens: int) -> None:
+        """Make room for so many tokens of each row, in all layers."""
+        self._touched = max(self._touched, num_tokens)
+        if num_tokens > self._room:
+            self._room = min(self.capacity, max(num_tokens, 3 * self._room // 2, _LEAST_ROOM))
+            for buffers in (self.keys, self.values):
+                for layer, buffer in enumerate(buffers):
+                    # Zeros, not empty: an unseen position has weight 0 in attention, and 0 * NaN would still be NaN.
+                    rows, heads, held, size = buffer.shape
+                    buffers[layer] = buffer.new_zeros(rows, heads, self._room, size)
+                    buffers[layer][:, :, :held] = buffer
+
     def _places(self, num_rows: int, num_heads: int, num_new: int) -> Tensor:
-        """(B * K * T,) rows of a buffer seen as (B * K * capacity, H)."""
+        """(B * K * T,) rows of a buffer seen as (B * K * room, H)."""
         device = self.lengths.device
-        first = torch.arange(num_rows * num_heads, device=device).view(num_rows, num_heads, 1) * self.capacity
+        first = torch.arange(num_rows * num_heads, device=device).view(num_rows, num_heads, 1) * self._room
         positions = self.lengths[:, None, None] + torch.arange(num_new, device=device)  # (B, 1, T)
         # Beyond the capacity lies the next row. Only padding may get there, and it may never reach another row's keys.
-        positions.clamp_(max=self.capacity - 1)
+        positions.clamp_(max=self._room - 1)
         return (first + positions).reshape(-1)
 
     def advance(self, num_new: Tensor) -> None:
@@ -85,12 +101,16 @@ class KeyValueCache:
         same_sources: row i of the new order has the source of row i of the old one, as where the beams of one sentence
         change places, so that what cross-attention reads may stay.
         """
-        if len(rows) == len(self.lengths):  # as at each step of a beam: only what is in use need move
-            for buffer in (*self.keys, *self.values):
-                buffer[:, :, : self._longest] = buffer[:, :, : self._longest].index_select(0, rows)
-        else:
-            self.keys = [buffer[rows] for buffer in self.keys]
-            self.values = [buffer[rows] for buffer in self.values]
+        for buffers in (self.keys, self.values):
+            for layer, buffer in enumerate(buffers):
+                # only what is in use need move, and fewer rows stay in the same memory
+                moved = buffer[:, :, : self._longest].index_select(0, rows)
+                fits = len(rows) <= len(buffer)
+                kept = buffer[: len(rows)] if fits else buffer.new_zeros(len(rows), *buffer.shape[1:])
+                kept[:, :, : self._longest] = moved
+                kept[:, :, self._longest : self._touched] = 0
+                buffers[layer] = kept
+        self._touched = self._longest
         self.lengths = self.lengths[rows]
         if not same_sources:
             self.select_sources(rows)
