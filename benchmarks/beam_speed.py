@@ -4,7 +4,8 @@
 
 Both read the same ids in the same batches, sentences of like length together, in float32. "same" is the share of
 sentences whose best hypotheses, as many as the beam is wide, are equal token for token and in score to 1e-4. "served"
-is a request for each sentence, as a server has them; its one hypothesis is compared with the best of the batch. With
+is a request for each sentence, as a server has them; its one hypothesis is compared with the best of the batch.
+CTranslate2, where it is installed, searches in its own way; of it too the best one is compared, tokens alone. With
 --random a tiny model of random weights stands for the folder, and random ids for the file.
 """
 
@@ -17,10 +18,12 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from ctranslate import ctranslate_search, their_translator
 from table import machine, markdown_table
 from timing import interleaved, median_ratio
 from transformers import MarianMTModel
@@ -41,6 +44,7 @@ from jielong.model.presets import preset_config
 from jielong.runtime import Runtime, environment
 
 OURS, THEIRS, SERVED = "jielong", "transformers", "jielong, served"
+COMPILED = ("CTranslate2 float32", "CTranslate2 int8")
 Found = list[list[Hypothesis]]  # of every sentence, best first
 Batch = tuple[torch.Tensor, torch.Tensor]  # ids and segments of some sources
 
@@ -110,10 +114,35 @@ def same_share(ours: Found, theirs: Found) -> float:
     return sum(equal) / len(equal)
 
 
-def measure(
-    model: Transformer, tokenizer: Tokenizer, theirs: Any, sources: list[list[int]], options: argparse.Namespace
-) -> list[list[str]]:
+def compiled_searches(
+    folder: Path, tokenizer: Tokenizer, batches: Sequence[Batch], config: BeamConfig, most: int, scratch: Path
+) -> dict[str, Callable[[], Found]]:
+    """CTranslate2 on the same batches; nothing where it is not installed, and a line says so."""
+    rows = [
+        [ids[: int(row.sum())] for ids, row in zip(source.tolist(), segments, strict=True)]
+        for source, segments in batches
+    ]
+    start, end, threads = start_id(tokenizer), _end(tokenizer), torch.get_num_threads()
+    found: dict[str, Callable[[], Found]] = {}
+    for name in COMPILED:
+        try:
+            translator = their_translator(folder, scratch / name, start, end, name.split()[1], threads)
+        except ImportError as error:
+            print(f"{name} is left out: {error}")
+            continue
+        found[name] = partial(ctranslate_search, translator, end, rows, config, most)
+    return found
+
+
+def best_share(found: Found, ours: Found) -> float:
+    """Of the sentences, those whose best hypotheses are equal token for token."""
+    return sum(one[0].tokens == mine[0].tokens for one, mine in zip(found, ours, strict=True)) / len(ours)
+
+
+def measure(folder: Path, sources: list[list[int]], options: argparse.Namespace, scratch: Path) -> list[list[str]]:
     """The rows of the table. Tokens are those of the best hypotheses."""
+    model, tokenizer = load(folder)
+    theirs = their_model(folder)
     config = BeamConfig(options.beam, 0.6, "length", num_best=options.beam)
     order = sorted(sources, key=len)
     batches = [padded(order[first : first + options.rows]) for first in range(0, len(order), options.rows)]
@@ -122,9 +151,10 @@ def measure(
         THEIRS: lambda: their_search(theirs, tokenizer, batches, config, options.new_tokens),
         SERVED: lambda: served_search(model, tokenizer, order, config, options.new_tokens),
     }
-    ours, served = contenders[OURS](), contenders[SERVED]()
-    same = dict.fromkeys((OURS, THEIRS), same_share(ours, contenders[THEIRS]()))
-    same[SERVED] = sum(one[0].tokens == mine[0].tokens for one, mine in zip(served, ours, strict=True)) / len(ours)
+    contenders |= compiled_searches(folder, tokenizer, batches, config, options.new_tokens, scratch)
+    found = {name: search() for name, search in contenders.items()}
+    same = {name: best_share(one, found[OURS]) for name, one in found.items()}
+    same[OURS] = same[THEIRS] = same_share(found[OURS], found[THEIRS])
 
     def counting(search: Callable[[], Found]) -> Callable[[], int]:
         return lambda: sum(len(hypotheses[0].tokens) for hypotheses in search())
@@ -132,11 +162,11 @@ def measure(
     clock = time.process_time if options.cpu_time else time.perf_counter
     rates = interleaved({name: counting(search) for name, search in contenders.items()}, options.blocks, 0.0, clock)
     rows = []
-    for name, found in rates.items():
-        spread = f"{min(found):,.0f} – {max(found):,.0f}"
+    for name, speeds in rates.items():
+        spread = f"{min(speeds):,.0f} – {max(speeds):,.0f}"
         ratio = f"{median_ratio(rates, name, THEIRS):.2f}"
         batch = f"{MAX_ROWS}, as they come" if name == SERVED else str(options.rows)
-        rows.append([name, batch, f"{statistics.median(found):,.0f}", spread, ratio, f"{100 * same[name]:.1f} %"])
+        rows.append([name, batch, f"{statistics.median(speeds):,.0f}", spread, ratio, f"{100 * same[name]:.1f} %"])
     return rows
 
 
@@ -169,19 +199,19 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("give MODEL and --file, or --random alone")
     runtime = detect("cpu", "float32", options.threads)
     with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+        folder, scratch = Path(made) / "random", Path(made)
         if options.random:
             random_translator(folder)
         else:
             folder = find_model(options.model).folder
-        model, tokenizer = load(folder)
+        _, tokenizer = load(folder)
         if options.random:
             draw = torch.Generator().manual_seed(1)
             sources = [torch.randint(3, 250, (5 + n % 9,), generator=draw).tolist() for n in range(options.sentences)]
         else:
             texts = [line.strip() for _, line in lines(options.file)][: options.sentences]
             sources = [source_ids(tokenizer, tokenizer.encode(text)) for text in texts if text]
-        rows = measure(model, tokenizer, their_model(folder), sources, options)
+        rows = measure(folder, sources, options, scratch)
     head = ["", "sentences a batch", "tokens/s", "range", f"to {THEIRS}", "same"]
     print(markdown_table(head, rows))
     print(machine(environment(runtime)))

@@ -159,7 +159,7 @@ def beam_steps(
             results[sentence] = found[: config.num_best]
         if search.is_done:
             break
-        search.arrange(decoder, is_patient=True)
+        search.arrange(decoder)
         yield None
     yield results
 
@@ -233,10 +233,10 @@ class Search:
         """Nothing more is told of this one."""
         self._told[self._sentences.index(sentence)] = True
 
-    def arrange(self, decoder: Decoder, is_patient: bool = False) -> None:
-        """Let the decoder follow, and drop the sentences that were told; patient: once they are a quarter of all."""
+    def arrange(self, decoder: Decoder) -> None:
+        """Let the decoder follow, and drop the sentences that were told."""
         beam, kept = self.config.beam, None
-        if any(self._told) and (not is_patient or 4 * sum(self._told) >= len(self._told)):
+        if any(self._told):
             kept = torch.tensor([place for place, told in enumerate(self._told) if not told], dtype=torch.int64)
             self._ended.keep(kept)
             self._scores, self._written = self._scores[kept], self._written[kept]
