@@ -98,6 +98,20 @@ def test_code_tables_and_links(modules: Any) -> None:
     assert "https://example.org/x</a>." in html(modules, "see https://example.org/x.")
 
 
+def test_code_is_copied_as_it_was_written(modules: Any) -> None:
+    copied = modules.evaluate("""() => import('/web/markdown/render.js').then(async ({ render }) => {
+      const host = document.createElement('div');
+      render(host, '```py\\nx < 1\\n\\n  y\\n```');
+      const copied = new Promise((resolve) => {
+        navigator.clipboard.writeText = async (text) => resolve(text);
+        setTimeout(() => resolve(null), 2000);
+      });
+      host.querySelector('button').click();
+      return copied;
+    })""")
+    assert copied == "x < 1\n\n  y"
+
+
 def test_a_stream_ends_as_the_whole(modules: Any) -> None:
     """Random cuts, also through a character's surrogates as JavaScript counts them, drawn after every or any piece."""
     whole = html(modules, RICH)

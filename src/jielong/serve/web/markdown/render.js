@@ -93,8 +93,8 @@ export class Markdown {
       if (place) code.append('\n');
       this.emit(code, line.start, line.end);
     });
-    const copy = iconButton('copy', 'copy', () => copy(code.textContent), { class: 'quiet copy' });
-    return el('figure', { class: 'code' }, el('figcaption', {}, el('span', {}, language), copy),
+    const button = iconButton('copy', 'copy', () => copy(code.textContent), { class: 'quiet copy' });
+    return el('figure', { class: 'code' }, el('figcaption', {}, el('span', {}, language), button),
       el('pre', { tabindex: 0 }, code));
   }
 
