@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -87,6 +88,16 @@ def test_its_process_ends_with_it(folder: Path) -> None:
     del engine
     gc.collect()
     assert process.poll() is not None
+
+
+def test_nothing_stays_behind_however_it_ends(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is gone once it is loaded: a killed owner can remove nothing."""
+    from jielong.folder import load
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with LlamaCppEngine(*load(folder), folder, "F16") as engine:
+        assert not list(tmp_path.iterdir())
+        assert len(engine.generate(["The"], max_new_tokens=8, temperature=0.0)[0].tokens) == 8
 
 
 def test_a_dead_process_is_told(folder: Path) -> None:

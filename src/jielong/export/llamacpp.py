@@ -7,6 +7,7 @@ jielong.export.llamacpp FILE`, what is wanted as JSON on stdin, the answer on st
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import json
 import secrets
@@ -16,6 +17,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +83,20 @@ class Listening:
         wanted = {"rows": rows, "context": context, "threads": threads, "key": self._key}
         self._told = tempfile.TemporaryFile()  # a pipe that nobody reads would fill
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(_command(path), stdin=pipe, stdout=pipe, stderr=self._told)
+        # Not of this terminal: Ctrl-C there stops an answer and is not for this process. That ends when its stdin does.
+        self._process = subprocess.Popen(
+            _command(path), stdin=pipe, stdout=pipe, stderr=self._told, start_new_session=True
+        )
+        try:
+            self._address = self._begin(path, wanted)
+        except BaseException:
+            self.close()
+            raise
+        # A proxy has no business between the two.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def _begin(self, path: Path, wanted: dict[str, Any]) -> str:
+        """Have it load the file: the address that it then listens at."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps(wanted).encode() + b"\n")
@@ -90,22 +105,20 @@ class Listening:
         except BrokenPipeError:
             first = b""
         if not first:
-            self._process.wait()
+            returncode = self._process.wait()
             self._told.seek(0)
-            told, returncode = self._told.read(), self._process.returncode
-            self.close()
-            raise _refused(path, told, returncode)
-        self._address: str = json.loads(first)["address"]
-        # A proxy has no business between the two.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            raise _refused(path, self._told.read(), returncode)
+        address: str = json.loads(first)["address"]
+        return address
 
     def close(self) -> None:
         """End the process."""
-        for pipe in (self._process.stdin, self._process.stdout, self._told):
-            if pipe is not None:
-                pipe.close()
         self._process.kill()
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._told):
+            if pipe is not None:
+                with suppress(BrokenPipeError):  # what it was to read, and has not
+                    pipe.close()
 
     def post(self, body: dict[str, Any]) -> dict[str, Any]:
         """What /completion answers at the end. Raises ModelError when it refuses, or is gone."""
@@ -116,6 +129,7 @@ class Listening:
     def stream(self, body: dict[str, Any]) -> Iterator[str]:
         """The text of /completion as it is made. Leaving it ends the work. Raises ModelError as `post`."""
         with self._open({**body, "stream": True}) as reply:
+            is_whole = False
             for line in reply:
                 if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
                     piece = json.loads(line[len(b"data: ") :])
@@ -123,16 +137,23 @@ class Listening:
                         raise ModelError(f"llama.cpp failed: {piece['error']}")
                     if piece["content"]:
                         yield piece["content"]
+                    is_whole = bool(piece.get("stop"))
+            if not is_whole:  # one that breaks off between two pieces reads as one that has ended
+                raise http.client.IncompleteRead(b"")
 
-    def _open(self, body: dict[str, Any]) -> Any:
+    @contextmanager
+    def _open(self, body: dict[str, Any]) -> Iterator[Any]:
+        """The reply of /completion, to be read inside."""
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
         request = urllib.request.Request(f"{self._address}/completion", json.dumps(body).encode(), headers)
         try:
-            return self._opener.open(request, timeout=SECONDS)
+            with self._opener.open(request, timeout=SECONDS) as reply:
+                yield reply
         except urllib.error.HTTPError as error:
             said = error.read().decode("utf-8", "replace")
             raise ModelError(f"llama.cpp refused with {error.code}: {said:.300}") from None
-        except OSError as error:
+        # It went before it answered, or in the middle: what came then is no whole reply.
+        except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
             raise ModelError(f"llama.cpp's process does not answer ({error}); start anew") from None
 
 

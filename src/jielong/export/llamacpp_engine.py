@@ -52,16 +52,13 @@ class LlamaCppEngine(Engine):
         super().__init__(model, tokenizer)
         vocabulary = read_vocabulary(folder, tokenizer)
         self._ends_at = frozenset(vocabulary.stop_ids)
-        scratch = tempfile.TemporaryDirectory(prefix="jielong-gguf-")
-        try:
-            path = Path(scratch.name) / f"{kind}.gguf"
+        self._rows = rows
+        # What is loaded needs no name any more, and a file without one cannot stay behind, however this process ends.
+        with tempfile.TemporaryDirectory(prefix="jielong-gguf-", ignore_cleanup_errors=True) as scratch:
+            path = Path(scratch) / f"{kind}.gguf"
             write_gguf(path, model, vocabulary, kind, folder.name)
-            self._rows = rows
             self._server = Listening(path, rows, model.config.max_length, threads)
-        except BaseException:
-            scratch.cleanup()
-            raise
-        self._end = weakref.finalize(self, _close, self._server, scratch)
+        self._end = weakref.finalize(self, self._server.close)
 
     def close(self) -> None:
         """End llama.cpp's process; nothing can be generated any more."""
@@ -110,8 +107,3 @@ class LlamaCppEngine(Engine):
     def _pieces(self, job: Job, text: TextStream) -> Iterator[str]:
         """The one row's text as it comes. llama.cpp tells whole characters; ids inside one it does not tell."""
         return self._server.stream(self._asked(job, 0)) if job.limits[0] else iter(())
-
-
-def _close(server: Listening, scratch: tempfile.TemporaryDirectory[str]) -> None:
-    server.close()
-    scratch.cleanup()
