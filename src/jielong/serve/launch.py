@@ -20,6 +20,7 @@ from jielong.serve.engine_thread import EngineThread, Loaded
 from jielong.serve.journal import log_to_stderr
 from jielong.serve.metrics import Metrics
 from jielong.serve.page.routes import open_history, page_routes, places_of
+from jielong.serve.page.runs import stage_of
 from jielong.serve.server import listen, serve_until_stopped
 from jielong.serve.service import LOG, Service
 from jielong.serve.settings import ServeSettings
@@ -162,17 +163,11 @@ def name_models(folders: Sequence[Path], given: Sequence[str | None]) -> dict[st
 
 def model_name(folder: Path) -> str:
     """What a model is called when nobody says: RUN for RUN/06-ppo/model, else the folder's own name."""
-    stage = _stage(folder)
+    stage = stage_of(folder)
     return folder.resolve().name if stage is None else stage.parent.name
 
 
 def _closer_name(folder: Path) -> str:
     """06-ppo for RUN/06-ppo/model, else the folder's name behind that of the one it lies in."""
-    stage, path = _stage(folder), folder.resolve()
+    stage, path = stage_of(folder), folder.resolve()
     return f"{path.parent.name}-{path.name}" if stage is None else stage.name
-
-
-def _stage(folder: Path) -> Path | None:
-    """RUN/06-ppo for RUN/06-ppo/model, None for a folder that belongs to no run."""
-    path = folder.resolve()
-    return path.parent if path.name == "model" and (path.parent.parent / "recipe.toml").is_file() else None

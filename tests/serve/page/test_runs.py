@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from jielong.serve.page.history import History
-from jielong.serve.page.runs import MOST_LINES, Runs, metrics_since, votes_taken
+from jielong.serve.page.runs import MOST_LINES, MOST_SPOKEN, Runs, metrics_since, samples, spoken, votes_taken
 from jielong.serve.page.votes import Ballots
 
 from .conftest import write_run
@@ -121,6 +121,43 @@ def test_a_run_that_is_removed_while_it_is_shown(client: httpx2.Client, site: ob
     shutil.rmtree(root / "short-lived")
     assert client.get("/api/runs/short-lived/metrics/sft").status_code == 404
     assert [run["name"] for run in client.get("/api/runs").json()["runs"]] == ["quick"]
+
+
+def test_a_run_that_goes_while_the_list_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path / "one")
+    write_run(tmp_path / "two")
+    is_file = Path.is_file
+
+    def seen(path: Path) -> bool:
+        found = is_file(path)
+        if path == tmp_path / "one" / "recipe.toml":
+            shutil.rmtree(tmp_path / "one")
+        return found
+
+    monkeypatch.setattr(Path, "is_file", seen)
+    assert [run["name"] for run in Runs(tmp_path).listed()] == ["two"]
+
+
+def test_of_many_times_that_it_spoke_the_last_is_told(tmp_path: Path) -> None:
+    write_run(tmp_path / "one")
+    path = tmp_path / "one" / "01-pretrain" / "spoken.jsonl"
+    for num in (1, MOST_SPOKEN, MOST_SPOKEN + 1, 3 * MOST_SPOKEN - 1):
+        said = [{"step": step, "samples": [{"prompt": "once", "text": "a"}]} for step in range(num)]
+        path.write_text("".join(json.dumps(one) + "\n" for one in said))
+        [told] = spoken(tmp_path / "one")
+        steps = [one["step"] for one in told["steps"]]
+        assert steps[-1] == num - 1 and min(num, MOST_SPOKEN // 2) <= len(steps) <= MOST_SPOKEN
+        assert len({b - a for a, b in zip(steps, steps[1:], strict=False)}) <= 1
+
+
+def test_what_is_no_sample_is_no_trouble(tmp_path: Path) -> None:
+    write_run(tmp_path / "one")
+    stage = tmp_path / "one" / "01-pretrain"
+    (stage / "samples.json").write_text('[{"prompt": "once", "base": NaN, "sft": "a"}, 3, null]')
+    lines = '{"step": "one", "samples": []}\n{"step": 5, "samples": 7}\n{"step": 6, "samples": [1, {"text": NaN}]}\n'
+    (stage / "spoken.jsonl").write_text(lines)
+    assert samples(tmp_path / "one")[0] == {"stage": "pretrain", "samples": [{"prompt": "once", "sft": "a"}]}
+    assert spoken(tmp_path / "one") == [{"stage": "pretrain", "steps": [{"step": 6, "samples": [{}]}]}]
 
 
 def test_votes_wait_until_a_reward_model_takes_them(tmp_path: Path) -> None:

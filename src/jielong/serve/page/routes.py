@@ -21,7 +21,7 @@ from jielong.serve.page.history import History
 from jielong.serve.page.inside_routes import inside_routes
 from jielong.serve.page.lens import Lens
 from jielong.serve.page.run_routes import run_routes
-from jielong.serve.page.runs import Runs, votes_taken
+from jielong.serve.page.runs import Runs, stage_of, votes_taken
 from jielong.serve.page.talk import talk_routes
 from jielong.serve.page.votes import Ballots, Weights
 from jielong.serve.personas import Persona
@@ -45,11 +45,10 @@ def places_of(folders: Sequence[Path], keep: Path | None = None) -> Places:
     """The run is RUN for RUN/06-ppo/model, the first model's. Kept are things in `keep`, else in that run, else beside
     the first model's folder.
     """
-    path, served = folders[0].resolve(), tuple(folders)
-    above = path.parent.parent
-    run = above if path.name == "model" and (above / "recipe.toml").is_file() else None
-    if keep is not None or run is not None:
-        home = keep if keep is not None else above
+    path, served, stage = folders[0].resolve(), tuple(folders), stage_of(folders[0])
+    run = None if stage is None else stage.parent
+    home = run if keep is None else keep
+    if home is not None:
         return Places(served, run, home / "chat.sqlite", home / "votes.jsonl")
     return Places(served, None, path.parent / f"{path.name}.chat.sqlite", path.parent / f"{path.name}.votes.jsonl")
 

@@ -54,7 +54,7 @@ class Runs:
         if self.root is None or not self.root.is_dir():
             return []
         paths = [path for path in self.root.iterdir() if (path / "recipe.toml").is_file()]
-        newest = sorted(paths, key=lambda path: -path.stat().st_mtime)[:MOST_RUNS]
+        newest = sorted(paths, key=lambda path: -_touched(path))[:MOST_RUNS]
         served = [path for path in paths if path.name == self.current and path not in newest]
         return [*served, *newest]
 
@@ -63,6 +63,20 @@ class Runs:
         updated = max([stage["updated"] for stage in stages], default=path.stat().st_mtime)
         told = {"name": path.name, "current": path.name == self.current, "updated": updated}
         return {**told, "report": (path / "report.html").is_file(), "stages": stages}
+
+
+def _touched(path: Path) -> float:
+    """When a folder was last written to; 0 where it has been removed meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def stage_of(model: Path) -> Path | None:
+    """The folder of the stage that made a model: RUN/06-ppo for RUN/06-ppo/model; None for one that is of no run."""
+    path = model.resolve()
+    return path.parent if path.name == "model" and (path.parent.parent / "recipe.toml").is_file() else None
 
 
 def stage_folder(run: Path, stage: str) -> Path | None:
@@ -186,14 +200,17 @@ def _values(lines: list[bytes]) -> Iterator[tuple[float, str, float]]:
 
 def spoken(run: Path) -> list[dict[str, Any]]:
     """{"stage", "steps": [{"step", "samples": [{"prompt", "text"}]}]} of every stage that has let its model speak on
-    the way, by rising step. A stopped run that goes on says some steps again: the last time counts.
+    the way, by rising step, the last one always. What a stopped run that goes on says again counts as it was said last.
     """
     found = []
     for path in _begun(run):
-        steps = {record["step"]: record.get("samples") for record in read_metrics(path / "spoken.jsonl")}
-        told = [{"step": step, "samples": steps[step]} for step in sorted(steps) if isinstance(steps[step], list)]
+        steps: dict[int, list[dict[str, str]]] = {}
+        for record in read_metrics(path / "spoken.jsonl"):
+            if isinstance(record["step"], int) and isinstance(record.get("samples"), list):
+                steps[record["step"]] = _texts(record["samples"])
+        told = [{"step": step, "samples": steps[step]} for step in sorted(steps)]
         if told:
-            found.append({"stage": path.name[3:], "steps": told[:: max(1, len(told) // MOST_SPOKEN)]})
+            found.append({"stage": path.name[3:], "steps": told[:: -math.ceil(len(told) / MOST_SPOKEN)][::-1]})
     return found
 
 
@@ -203,6 +220,11 @@ def samples(run: Path) -> list[dict[str, Any]]:
     for path in _begun(run):
         left = read_json(path / "samples.json")
         if isinstance(left, list) and left:
-            texts = [{key: value for key, value in one.items() if isinstance(value, str)} for one in left[:60]]
-            found.append({"stage": path.name[3:], "samples": texts})
+            found.append({"stage": path.name[3:], "samples": _texts(left[:60])})
     return found
+
+
+def _texts(told: list[Any]) -> list[dict[str, str]]:
+    """Of each sample what is text."""
+    kept = [one for one in told if isinstance(one, dict)]
+    return [{key: value for key, value in one.items() if isinstance(value, str)} for one in kept]
