@@ -15,7 +15,7 @@ from jielong.serve.forms import Forms
 from jielong.serve.guard import guard_of
 from jielong.serve.intake import read
 from jielong.serve.jobs import Job
-from jielong.serve.prompts import Wanted, check_room, conversation_ids, engine_requests, num_sequences
+from jielong.serve.prompts import Wanted, check_room, conversation_ids, engine_requests, most_tokens, num_sequences
 from jielong.serve.replies import Envelope, Piece, Replies, Reply
 from jielong.serve.schema import ChatBody
 from jielong.serve.service import Service, log_event, new_id, partition
@@ -39,10 +39,8 @@ class Chat:
         num_sequences(body, 1, service.settings.limits.sequences)
         ids = await conversation_ids(body.messages, persona, loaded)
         check_room([ids], loaded, 1, "messages")
-        most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-        if most is None:
-            most = loaded.context if persona is None or persona.max_tokens is None else persona.max_tokens
-        wanted = Wanted(most, partition(request), logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+        odds = (body.top_logprobs or 0) if body.logprobs else None
+        wanted = Wanted(most_tokens(body, loaded, persona), partition(request), logprobs=odds)
         constraints = await self._forms[engine.name].constraints(body, loaded)
         asked = engine_requests(body, [ids], wanted, loaded, persona)
         asked = [replace(one, constraint=form) for one, form in zip(asked, constraints, strict=True)]

@@ -16,7 +16,7 @@ from jielong.runtime import derive_seed
 from jielong.serve.engine_thread import Loaded
 from jielong.serve.errors import ApiError, bad_request
 from jielong.serve.personas import Persona
-from jielong.serve.schema import ChatMessage, SamplingBody
+from jielong.serve.schema import ChatBody, ChatMessage, SamplingBody
 from jielong.serve.service import beside_the_loop
 from jielong.tokenizer.chat import render
 
@@ -140,6 +140,14 @@ def engine_requests(
     except UsageError as error:
         raise bad_request(str(error)) from None
     return requests
+
+
+def most_tokens(body: ChatBody, loaded: Loaded, persona: Persona | None) -> int:
+    """Most tokens of an answer: as many as the client says, else the persona, else what the context leaves."""
+    asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    if asked is not None:
+        return asked
+    return loaded.context if persona is None or persona.max_tokens is None else persona.max_tokens
 
 
 def num_sequences(body: SamplingBody, num_rows: int, most: int) -> int:

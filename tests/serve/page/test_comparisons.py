@@ -9,6 +9,9 @@ import httpx2
 import pytest
 
 from jielong.data.votes import read_votes
+from jielong.serve.personas import Persona
+from jielong.serve.prompts import most_tokens
+from jielong.serve.schema import ChatBody
 
 from .conftest import Site, events
 
@@ -38,6 +41,16 @@ def test_a_vote_is_a_line_that_the_reward_stage_reads(client: httpx2.Client, sit
     assert len({one.sampling["seed"] for one in vote.answers}) == 2
     assert client.get("/api/votes").json()["votes"] == len(read_votes(site.places.votes).votes)
     assert client.get("/api/votes.jsonl").text.splitlines()[-1].startswith('{"id": "' + vote.id)
+
+
+def test_an_answer_is_as_long_as_in_a_chat(client: httpx2.Client, site: Site) -> None:
+    """OpenAI's newer word wins, and a role has its own length."""
+    number, _ = compare(client, max_tokens=30, max_completion_tokens=5)
+    told = client.post("/api/votes", json={"id": number, "choice": "tie"}).json()["answers"]
+    assert [one["sampling"]["max_new_tokens"] for one in told] == [5, 5]
+    body, loaded = ChatBody.model_validate({"messages": ASKED["messages"]}), site.service.engine.ready()
+    role = Persona(name="brief", system="be brief", max_tokens=7)
+    assert [most_tokens(body, loaded, one) for one in (role, None)] == [7, loaded.context]
 
 
 def test_nobody_votes_twice(client: httpx2.Client, site: Site) -> None:

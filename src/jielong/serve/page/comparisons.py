@@ -25,7 +25,7 @@ from jielong.serve.guard import guard_of
 from jielong.serve.intake import read
 from jielong.serve.jobs import Job, Joined
 from jielong.serve.page.votes import SIDES, Ballots, VoteBody
-from jielong.serve.prompts import Wanted, check_room, conversation_ids, engine_requests
+from jielong.serve.prompts import Wanted, check_room, conversation_ids, engine_requests, most_tokens
 from jielong.serve.replies import Replies, Reply
 from jielong.serve.schema import ChatBody
 from jielong.serve.service import Service, log_event, partition
@@ -87,8 +87,7 @@ async def _wishes(service: Service, body: ChatBody, engine: EngineThread, cache:
     loaded, persona = engine.ready(), service.settings.persona
     ids = await conversation_ids(body.messages, persona, loaded)
     check_room([ids], loaded, 1, "messages")
-    most = loaded.context if body.max_tokens is None else body.max_tokens
-    return engine_requests(body, [ids], Wanted(most, cache), loaded, persona)
+    return engine_requests(body, [ids], Wanted(most_tokens(body, loaded, persona), cache), loaded, persona)
 
 
 async def _one_of_each(service: Service, body: ChatBody, cache: str) -> list[Wish]:

@@ -17,7 +17,7 @@ from jielong.serve.guard import guard_of
 from jielong.serve.intake import read
 from jielong.serve.jobs import Job
 from jielong.serve.personas import Persona
-from jielong.serve.prompts import Wanted, check_room, conversation_ids, engine_requests
+from jielong.serve.prompts import Wanted, check_room, conversation_ids, engine_requests, most_tokens
 from jielong.serve.replies import Envelope, Replies, Reply
 from jielong.serve.schema import Body, ChatBody, ChatMessage, Messages, TokenId
 from jielong.serve.service import Service, new_id, partition
@@ -83,7 +83,7 @@ def talk_routes(service: Service) -> list[Route]:
         prefix = [_prefix_id(token, number, loaded, known) for number, token in enumerate(body.prefix)]
         ids = [*await conversation_ids(body.messages, persona, loaded), *prefix]
         check_room([ids], loaded, 1, "prefix")
-        most = max(1, (loaded.context if body.max_tokens is None else body.max_tokens) - len(prefix))
+        most = max(1, most_tokens(body, loaded, persona) - len(prefix))
         # The prompt goes on in the middle of a turn, perhaps of a character: what comes is read as its continuation.
         wanted = Wanted(most, partition(request), logprobs=body.top_logprobs or 0, continues_text=True)
         one = body.model_copy(update={"n": 1})
