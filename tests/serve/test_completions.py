@@ -168,6 +168,19 @@ async def test_ids_asked_for_are_told(client: httpx2.AsyncClient, lab: Lab) -> N
     assert lab.tokenizer.decode(made["token_ids"]) == made["text"] and len(made["token_ids"]) == 8
 
 
+async def test_a_stream_tells_all_ids(client: httpx2.AsyncClient) -> None:
+    """Also those whose text waits for the rest of a character."""
+    num_waiting = 0
+    for seed in range(6):
+        asked: dict[str, Any] = {"prompt": "the cat", "max_tokens": 30, "seed": seed, "return_token_ids": True}
+        whole = (await complete(client, **asked))["choices"][0]
+        told = [chunk["choices"][0] for chunk in await chunks(client, **asked)]
+        assert [token for one in told for token in one["token_ids"]] == whole["token_ids"]
+        assert [one["prompt_token_ids"] for one in told] == [whole["prompt_token_ids"]] + [None] * (len(told) - 1)
+        num_waiting += whole["text"].count("\ufffd")
+    assert num_waiting, "there was something to wait for"
+
+
 async def test_the_ends_of_the_context(client: httpx2.AsyncClient) -> None:
     for length, body, status in [
         (CONTEXT - 1, {"max_tokens": 50}, 200),

@@ -84,7 +84,8 @@ class _Call:
             chunks = []
             for piece in pieces:
                 begins = piece.index not in begun
-                if piece.text or piece.told or piece.finish_reason or (begins and self._body.echo):
+                is_told = piece.told or (piece.tokens and self._body.return_token_ids)  # also where text is still held
+                if piece.text or is_told or piece.finish_reason or (begins and self._body.echo):
                     begun.add(piece.index)
                     chunks.append(self._chunk(piece, begins))
             if self._replies.have_ended:
