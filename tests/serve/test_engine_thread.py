@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from jielong.errors import ModelError, UsageError
+from jielong.generate.requests import Delta
 from jielong.serve.api import build_app
 from jielong.serve.engine_thread import Loaded
 from jielong.serve.service import Service
@@ -301,6 +302,27 @@ async def test_a_drain_has_an_end(lab: Lab) -> None:
         service.engine.halt()
         refused(await running, 503, "stopped")  # while the step that it is in still goes on
         assert batcher.num_steps == 0
+
+
+async def test_what_a_halted_engine_still_makes_is_nobodys(lab: Lab) -> None:
+    """Its last step may end a request that was told of its end already; that is counted once."""
+    async with gated(lab) as (client, service, batcher):
+        engine, is_in_step, step = service.engine, threading.Event(), batcher.step
+
+        def watched() -> list[Delta]:
+            is_in_step.set()
+            return step()
+
+        batcher.step = watched  # type: ignore[method-assign]
+        running = asyncio.ensure_future(client.post(COMPLETE, json={"prompt": "a", "max_tokens": 1}))
+        await until(is_in_step.is_set)
+        engine.halt()
+        refused(await running, 503, "stopped")
+        batcher.free()
+        await until(lambda: not engine._thread.is_alive())
+        await asyncio.sleep(0)
+        assert batcher.num_steps == 1 and engine.num_open == 0
+        assert engine.metrics.finished.values == {("error",): 1}
 
 
 async def test_neighbours_cannot_be_told_apart(lab: Lab) -> None:

@@ -65,6 +65,8 @@ class Job:
 
     def push(self, index: int, delta: Delta, when: float) -> bool:
         """One sequence has come further. when: it was made. Whether who waits should know at once."""
+        if self._error is not None:  # made by an engine that was halted in the middle of a step; nobody waits any more
+            return False
         is_first = index not in self._last
         self._count(index, delta, when)
         self._told.append((index, delta))
