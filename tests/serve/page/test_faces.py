@@ -198,6 +198,60 @@ def test_compare_and_vote_once(tab: Any, site: Site) -> None:
     assert kinds == ["user", "assistant"] * 3, "the answer that won is the one that it goes on from"
 
 
+def vote(tab: Any, text: str) -> None:
+    """Two answers to a question and a vote on them, "Go on" not pressed."""
+    tab.get_by_role("button", name="Compare").click()
+    tab.get_by_role("textbox", name="Write a message").fill(text)
+    tab.keyboard.press("Enter")
+    tab.get_by_role("button", name="A is better").click()
+    tab.get_by_text("Thank you").wait_for()
+    tab.get_by_role("button", name="Compare").click()
+
+
+def test_what_is_asked_stays_in_the_branch_that_is_shown(tab: Any) -> None:
+    """There was a vote in another one, which is not gone on with."""
+    open_chat(tab)
+    settings(tab, temperature=1, max_tokens=8)
+    ask(tab, "one")
+    tab.get_by_label("Answer again").click()
+    tab.get_by_text("2/2").wait_for()
+    vote(tab, "two")
+    tab.get_by_label("The one before").click()
+    tab.get_by_text("1/2").wait_for()
+    ask(tab, "three")
+    assert tab.locator(".message.user .body").all_inner_texts() == ["one", "three"]
+
+
+def test_answers_that_cannot_be_kept_are_kept_later(tab: Any, watch: Watch) -> None:
+    """The first of two that were voted on is, the second is not; what was written meanwhile is not lost either."""
+    watch.expected = ("507",)
+    open_chat(tab)
+    settings(tab, temperature=1, max_tokens=8)
+    vote(tab, "two")
+    num_kept = 0
+
+    def once(route: Any) -> None:
+        nonlocal num_kept
+        num_kept += 1
+        if num_kept == 1:
+            route.continue_()
+        else:
+            route.fulfill(status=507, json={"error": {"message": "there is no room"}})
+
+    tab.route("**/messages", once)
+    field = tab.get_by_role("textbox", name="Write a message")
+    field.fill("three")
+    tab.keyboard.press("Enter")
+    tab.get_by_text("there is no room").wait_for()
+    assert field.input_value() == "three"
+    tab.unroute("**/messages")
+    tab.keyboard.press("Enter")
+    tab.locator(".message[data-id]").nth(3).locator(".acts").wait_for()
+    kinds = tab.locator(".message[data-id]").evaluate_all("(all) => all.map((one) => one.classList[1])")
+    assert kinds == ["user", "assistant"] * 2
+    assert tab.locator(".message.assistant .turns").inner_text().strip() == "2/2"
+
+
 def test_a_role_and_a_full_context(tab: Any) -> None:
     open_chat(tab)
     settings(tab, temperature=1, max_tokens=30)
@@ -303,6 +357,48 @@ def test_training_follows_a_run(tab: Any, site: Site) -> None:
     with tab.context.expect_page() as opened:
         tab.get_by_role("link", name="Report").click()
     opened.value.get_by_text("the report").wait_for()
+
+
+def test_two_looks_at_once_take_nothing_twice(tab: Any) -> None:
+    """A stage is chosen while the list of runs is being asked for, as it is now and then."""
+    tab.goto("/training")
+    tab.locator(".chart svg path.line").first.wait_for()
+    held: list[Any] = []
+
+    def wait_for(number: int) -> None:
+        for _ in range(400):
+            if len(held) >= number:
+                return
+            tab.wait_for_timeout(20)
+        raise AssertionError("never asked for")
+
+    tab.route("**/api/runs", lambda route: held.append(route))  # playwright writes attributes into it
+    wait_for(1)
+    tab.get_by_role("button", name="pretrain").click()
+    wait_for(2)
+    for route in held:
+        route.continue_()
+    tab.unroute("**/api/runs")
+    tab.get_by_text("predicts better than a 5-gram").wait_for()
+    tab.wait_for_timeout(300)
+    line = tab.locator(".chart svg path.line").first.get_attribute("d")
+    assert len(re.findall("[ML]", line)) == 30, "as many points as there are steps"
+
+
+def test_what_could_not_be_told_is_asked_for_again(tab: Any, watch: Watch) -> None:
+    """What a stage that is done has said: nothing there changes any more, so nothing else would bring it."""
+    watch.expected = ("500",)
+    tab.goto("/training")
+    tab.locator(".chart svg path.line").first.wait_for()
+    with tab.expect_response("**/spoken"):
+        tab.get_by_role("button", name="sft").click()
+    broken = {"error": {"message": "out of order"}}
+    tab.route("**/spoken", lambda route: route.fulfill(status=500, json=broken))
+    tab.get_by_role("button", name="pretrain").click()
+    tab.get_by_text("out of order").wait_for()
+    tab.unroute("**/spoken")
+    tab.get_by_label("Which step").wait_for()
+    tab.get_by_text("out of order").wait_for(state="detached")
 
 
 def test_what_a_stage_wrote_last_is_shown_when_it_is_done(browser: Any, lab: Lab, tmp_path: Path) -> None:
@@ -453,6 +549,26 @@ def test_the_server_falls_in_the_middle_of_an_answer(browser: Any, lab: Lab, tmp
         assert found is not None and [one["role"] for one in found["messages"]] == ["user", "assistant"]
     context.close()
     assert not watch.wrong, watch.wrong
+
+
+def test_a_face_that_could_not_begin_is_no_trap(tab: Any, watch: Watch) -> None:
+    """The others can be gone to, and it begins when it is asked to."""
+    watch.expected = ("500",)
+    broken = {"error": {"message": "out of order"}}
+    tab.route("**/api/page", lambda route: route.fulfill(status=500, json=broken))
+    tab.goto("/")
+    tab.get_by_text("out of order").wait_for()
+    tab.get_by_role("link", name="Training").click()
+    tab.locator(".chart svg path.line").first.wait_for()
+    tab.get_by_role("link", name="Look inside").click()
+    tab.locator(".inside .trouble").wait_for()
+    tab.unroute("**/api/page")
+    tab.get_by_role("link", name="Chat").click()
+    tab.locator(".chat .trouble button").click()
+    ask(tab, "who sat there?")
+    tab.get_by_label("Look inside", exact=True).last.click()
+    tab.locator(".inside .trouble button").click()
+    tab.get_by_text("Looking at the chat").wait_for()
 
 
 def test_a_prompt_of_a_megabyte_is_refused_kindly(tab: Any, watch: Watch) -> None:

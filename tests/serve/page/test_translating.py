@@ -98,5 +98,14 @@ def test_the_faces_of_a_translator(browser: Any, site: Site, translating: Lab) -
     assert tab.locator(".lens tbody tr").count() == 3 and tab.locator(".chip").count() > 1
     written = tab.get_by_role("textbox", name="What has been translated so far").input_value()
     assert written == best(translating, tab.get_by_role("textbox", name="A text to look at").input_value()).strip()
+    held: list[Any] = []  # somebody goes to the chat while the next translation is made
+    tab.route("**/v1/completions", lambda route: held.append(route))  # playwright writes attributes into it
+    tab.get_by_role("textbox", name="A text to look at").fill("the dog")
+    with tab.expect_request("**/v1/completions"):
+        tab.get_by_role("button", name="Look", exact=True).click()
+    tab.get_by_role("link", name="Chat").click()
+    with tab.expect_response("**/api/inside/steps"):
+        held[0].continue_()
+    assert tab.evaluate("location.pathname") == "/", "the address is of what is shown"
     context.close()
     assert not watch.wrong, watch.wrong

@@ -15,7 +15,7 @@ import { welcome } from './welcome.js';
 export async function mount(host, app) {
   const chat = new Chat(host, app);
   await chat.begin();
-  return { show: () => chat.look(), hide: () => chat.card.close() };
+  return { show: () => chat.look(), hide: () => chat.card?.close() };
 }
 
 class Chat {
@@ -148,7 +148,7 @@ class Chat {
   async submit(text) {
     if (this.running || !this.models.writers[0].chats) return;
     this.composer.take();
-    await this.goOn?.();
+    if (this.goOn && !await this.goOn()) { this.composer.put(text); return; }
     const last = this.tree.messages.get(this.leaf);
     this.ask(text, last?.role === 'user' ? last.parent : this.leaf);
   }
@@ -162,9 +162,7 @@ class Chat {
   }
 
   async keepLeaf() {
-    try {
-      await send('PATCH', `/api/conversations/${this.conversation.id}`, { leaf: this.leaf });
-    } catch { /* only which branch is shown next time */ }
+    await send('PATCH', `/api/conversations/${this.conversation.id}`, { leaf: this.leaf }).catch(() => {}); // only which branch is shown next time
   }
 
   /** A question under `parent`, and its answer. */
@@ -288,16 +286,18 @@ class Chat {
     const { conversation, thread } = this;
     thread.pinned = true;
     const { comparison } = await import('./compare.js'); // most first visits compare nothing
-    await comparison(thread.log, asked, controller.signal, { stick: () => thread.toEnd(), onVote: ({ choice, answers, replies }) => {
+    await comparison(thread.log, asked, controller.signal, { stick: () => thread.toEnd(), onVote: (answers) => {
       if (this.conversation !== conversation) return null;
+      const both = answers.map((each) => ({ id: newId(), parent, role: 'assistant', ...each, spans: null }));
       this.goOn = async () => {
-        this.goOn = null;
-        if (this.conversation !== conversation) return;
-        for (const side of choice === 'a' ? [1, 0] : [0, 1]) {
-          await this.keep({ id: newId(), parent, role: 'assistant', content: replies[side], note: { model: answers[side].model, temperature: answers[side].sampling.temperature }, spans: null });
+        try { // not where another branch is shown by now: what comes next belongs there
+          if (this.conversation === conversation && this.leaf === parent) { for (const each of both) await this.keep(each); this.draw(); this.composer.focus(); }
+          this.goOn = null;
+        } catch (error) {
+          this.leaf = parent; // again, as a whole: what is kept twice is there once
+          thread.fail(error, () => this.goOn?.());
         }
-        this.draw();
-        this.composer.focus();
+        return !this.goOn;
       };
       return () => this.goOn?.();
     } });

@@ -10,8 +10,8 @@ import { Markdown } from '../markdown/render.js';
 const CHOICES = ['a', 'b', 'tie', 'both_bad'];
 
 /**
- * Two answers in a box in `log`, and the vote on them. asked: {messages, sampling, models}, see `Models.writers`. onVote({choice,
- * answers, replies}) once there is a vote; it returns what "Go on" does, or nothing. stick(): scrolls to the end.
+ * Two answers in a box in `log`, and the vote on them. asked: {messages, sampling, models}, see `Models.writers`.
+ * onVote([{content, note}, the same of the better one]) once there is a vote; it returns what "Go on" does, or nothing. stick(): scrolls to the end.
  */
 export async function comparison(log, asked, signal, { onVote, stick }) {
   const two = asked.models.length > 1;
@@ -27,7 +27,7 @@ export async function comparison(log, asked, signal, { onVote, stick }) {
   watch.disconnect();
   if (!found) { box.append(el('p', { class: 'mute small', t: 'cutShort' })); return; }
   ballot(box, found, ({ choice, answers }) => {
-    const next = onVote({ choice, answers, replies: found.replies });
+    const next = onVote((choice === 'a' ? [1, 0] : [0, 1]).map((side) => ({ content: found.replies[side], note: { model: answers[side].model, temperature: answers[side].sampling.temperature } })));
     if (!next) return;
     const button = el('button', { type: 'button', class: 'primary', t: 'goOn', on: { click: next } });
     box.querySelector('.ballot').append(button);

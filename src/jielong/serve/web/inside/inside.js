@@ -77,6 +77,7 @@ class Inside {
 
   /** Comes into sight: perhaps with a conversation from the chat. */
   async shown(first = false) {
+    if (!this.models) return; // what is served could not be told yet
     const { inspect } = this.app;
     this.app.inspect = null;
     if (inspect) this.messages = inspect.messages;
@@ -91,7 +92,7 @@ class Inside {
     await this.translate(asked);
     if (asked !== this.asked) return;
     this.where.hidden = !this.messages;
-    if (!this.messages) history.replaceState(null, '', `/inside#${this.address()}`);
+    if (!this.messages && !this.host.hidden) history.replaceState(null, '', `/inside#${this.address()}`);
     const read = this.messages ? { messages: this.messages } : { text: this.text.value, target: this.target.value };
     const body = { model: this.model.id, ...read };
     this.host.setAttribute('aria-busy', 'true');

@@ -125,8 +125,8 @@ class Training {
   async listen(lead) {
     const shown = `${lead.name}/${this.stage}: ${lead.stages.find(({ name }) => name === this.stage)?.state}`;
     if (shown === this.heard && !(shown.endsWith('running') && this.ticks % LIST_EVERY === 1)) return;
-    this.heard = shown;
     await this.spoken.load(lead.name, this.stage);
+    this.heard = shown; // behind it: what could not be told is asked for again
   }
 
   leading() {
@@ -144,7 +144,10 @@ class Training {
     const kept = this.store.of(run, stage);
     const told = this.runs.find(({ name }) => name === run)?.stages.find(({ name }) => name === stage);
     if (!told?.metrics || told.state === 'done' && kept.whole) return false;
-    const grown = this.store.take(run, stage, await getJson(`/api/runs/${encodeURIComponent(run)}/metrics/${encodeURIComponent(stage)}?since=${kept.cursor}`));
+    const since = kept.cursor;
+    const found = await getJson(`/api/runs/${encodeURIComponent(run)}/metrics/${encodeURIComponent(stage)}?since=${since}`);
+    if (kept.cursor !== since) return false; // another look, at the press of a button, was sooner and has taken the same
+    const grown = this.store.take(run, stage, found);
     kept.whole = told.state === 'done'; // its last lines were written before that was said
     return grown;
   }
