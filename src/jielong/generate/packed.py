@@ -61,7 +61,7 @@ def pack(model: Transformer, weights: str) -> Transformer:
 
 
 def choose_kind(model: Transformer) -> str:
-    """What "auto" means for this model here: float32 when it is small, else the fastest of float32, bfloat16, int8."""
+    """What "auto" means for this model here: float32 when it is small, else the fastest kind of 8 bits or more."""
     if sum(parameter.numel() for parameter in model.parameters()) < _SMALL_PARAMETERS:
         return "float32"
     found, num_bytes = [], 0
