@@ -40,6 +40,7 @@ class Runtime:
     local_size: how many processes of the run are on this machine. group: those that read other rows, None for all.
     mesh: who holds which part of the weights, ("replicate", "shard", "tensor"); None when everyone holds all of them.
     The last two are there within `train.parallel.joined`.
+    cuda_graphs: steps of decoding may be recorded and replayed on a GPU (see `generate.recording`).
     """
 
     device: torch.device
@@ -52,6 +53,7 @@ class Runtime:
     local_size: int = 1
     group: ProcessGroup | None = None
     mesh: DeviceMesh | None = None
+    cuda_graphs: bool = True
 
     @property
     def process(self) -> int:
@@ -85,6 +87,7 @@ def detect(device: str = "auto", dtype: str = "auto", threads: int | None = None
 
     device: "auto" (CUDA, else MPS, else CPU) or a torch device name. dtype: "auto" (bfloat16 where the hardware
     multiplies it, else float32), "float32" or "bfloat16". threads: CPU threads of torch; None leaves them as they are.
+    The environment variable JIELONG_CUDA_GRAPHS=0 turns cuda_graphs off.
     Raises UsageError for a device that is not there or a dtype that we do not compute in.
     """
     found = _device(device)
@@ -100,7 +103,15 @@ def detect(device: str = "auto", dtype: str = "auto", threads: int | None = None
     chosen = DTYPES[dtype] if dtype != "auto" else (torch.bfloat16 if _fast_bfloat16(found) else torch.float32)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
-    return Runtime(device=found, dtype=chosen, seed=seed, rank=rank, world_size=world_size, local_size=local_size)
+    return Runtime(
+        device=found,
+        dtype=chosen,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        local_size=local_size,
+        cuda_graphs=os.environ.get("JIELONG_CUDA_GRAPHS") != "0",
+    )
 
 
 def _device(name: str) -> torch.device:
