@@ -62,7 +62,7 @@ def test_cuda_graphs_have_an_off_switch(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.delenv("JIELONG_CUDA_GRAPHS", raising=False)
         if value is not None:
             monkeypatch.setenv("JIELONG_CUDA_GRAPHS", value)
-        assert detect(device="cpu").cuda_graphs is expected
+        assert detect(device="cpu").cuda_graphs is Runtime(CPU, torch.float32).cuda_graphs is expected
 
 
 def test_rank_comes_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

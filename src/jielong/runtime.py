@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -40,7 +40,8 @@ class Runtime:
     local_size: how many processes of the run are on this machine. group: those that read other rows, None for all.
     mesh: who holds which part of the weights, ("replicate", "shard", "tensor"); None when everyone holds all of them.
     The last two are there within `train.parallel.joined`.
-    cuda_graphs: steps of decoding may be recorded and replayed on a GPU (see `generate.recording`).
+    cuda_graphs: steps of decoding may be recorded and replayed on a GPU (see `generate.recording`), which the
+    environment variable JIELONG_CUDA_GRAPHS=0 forbids.
     """
 
     device: torch.device
@@ -53,7 +54,7 @@ class Runtime:
     local_size: int = 1
     group: ProcessGroup | None = None
     mesh: DeviceMesh | None = None
-    cuda_graphs: bool = True
+    cuda_graphs: bool = field(default_factory=lambda: os.environ.get("JIELONG_CUDA_GRAPHS") != "0")
 
     @property
     def process(self) -> int:
@@ -87,7 +88,6 @@ def detect(device: str = "auto", dtype: str = "auto", threads: int | None = None
 
     device: "auto" (CUDA, else MPS, else CPU) or a torch device name. dtype: "auto" (bfloat16 where the hardware
     multiplies it, else float32), "float32" or "bfloat16". threads: CPU threads of torch; None leaves them as they are.
-    The environment variable JIELONG_CUDA_GRAPHS=0 turns cuda_graphs off.
     Raises UsageError for a device that is not there or a dtype that we do not compute in.
     """
     found = _device(device)
@@ -103,15 +103,7 @@ def detect(device: str = "auto", dtype: str = "auto", threads: int | None = None
     chosen = DTYPES[dtype] if dtype != "auto" else (torch.bfloat16 if _fast_bfloat16(found) else torch.float32)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
-    return Runtime(
-        device=found,
-        dtype=chosen,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        local_size=local_size,
-        cuda_graphs=os.environ.get("JIELONG_CUDA_GRAPHS") != "0",
-    )
+    return Runtime(device=found, dtype=chosen, seed=seed, rank=rank, world_size=world_size, local_size=local_size)
 
 
 def _device(name: str) -> torch.device:
