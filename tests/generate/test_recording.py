@@ -157,9 +157,11 @@ def test_a_fixed_cache_sees_keys_by_the_recording(model: Transformer) -> None:
     assert cache.update(0, new, new)[0].shape[2] == 15  # as many as are read, while a prompt is
     cache.advance(torch.tensor([15, 2]))
     assert cache.num_keys(1) == 16 and cache.edition == 0
-    cache.update(0, new[:, :, :1], new[:, :, :1])
-    cache.advance(torch.tensor([1, 1]))
-    assert cache.num_keys(1) == 32
+    addresses = [buffer.data_ptr() for buffer in (*cache.keys, *cache.values)]
+    for num_keys in (16, 32, 32):
+        assert cache.update(0, new[:, :, :1], new[:, :, :1])[0].shape[2] == cache.num_keys(1) == num_keys
+        cache.advance(torch.tensor([1, 1]))
+    assert [buffer.data_ptr() for buffer in (*cache.keys, *cache.values)] == addresses  # there was room for all
     cache.select(torch.tensor([1]))
     assert cache.num_keys(1) == 16 and cache.edition == 1  # other addresses
     assert num_recorded_keys(33) == 48

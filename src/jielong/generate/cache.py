@@ -123,7 +123,8 @@ class FixedCache(KeyValueCache):
     """The same for steps that are recorded and replayed (see `recording`): all lies where it lay at the step before.
 
     edition: another number means other addresses. A step of one new token a row sees num_recorded_keys: those that no
-    row has yet are hidden from it like all others beyond a row's length.
+    row has yet are hidden from it like all others beyond a row's length. The buffers do not grow: there is room for the
+    whole capacity from the first token on.
     """
 
     edition = 0
@@ -140,6 +141,9 @@ class FixedCache(KeyValueCache):
     def num_keys(self, num_new: int) -> int:
         held = super().num_keys(num_new)
         return min(num_recorded_keys(held), self.capacity) if num_new == 1 else held
+
+    def _reserve(self, num_tokens: int) -> None:
+        super()._reserve(self.capacity)
 
     def advance(self, num_new: Tensor) -> None:
         self.lengths.add_(num_new)
