@@ -57,6 +57,14 @@ def test_dtype_follows_the_processor(flags: str, expected: torch.dtype, monkeypa
     assert detect(device="cpu", dtype="float32").dtype == torch.float32
 
 
+def test_cuda_graphs_have_an_off_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, expected in ((None, True), ("1", True), ("0", False)):
+        monkeypatch.delenv("JIELONG_CUDA_GRAPHS", raising=False)
+        if value is not None:
+            monkeypatch.setenv("JIELONG_CUDA_GRAPHS", value)
+        assert detect(device="cpu").cuda_graphs is Runtime(CPU, torch.float32).cuda_graphs is expected
+
+
 def test_rank_comes_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")

@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -40,6 +40,8 @@ class Runtime:
     local_size: how many processes of the run are on this machine. group: those that read other rows, None for all.
     mesh: who holds which part of the weights, ("replicate", "shard", "tensor"); None when everyone holds all of them.
     The last two are there within `train.parallel.joined`.
+    cuda_graphs: steps of decoding may be recorded and replayed on a GPU (see `generate.recording`), which the
+    environment variable JIELONG_CUDA_GRAPHS=0 forbids.
     """
 
     device: torch.device
@@ -52,6 +54,7 @@ class Runtime:
     local_size: int = 1
     group: ProcessGroup | None = None
     mesh: DeviceMesh | None = None
+    cuda_graphs: bool = field(default_factory=lambda: os.environ.get("JIELONG_CUDA_GRAPHS") != "0")
 
     @property
     def process(self) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from functools import partial
@@ -17,11 +18,13 @@ from jielong.plan.memory import (
     CHUNK_COPIES,
     SHARDINGS,
     cache_bytes,
+    fp8_saving,
     least_devices,
     serving_memory,
     training_memory,
     training_memory_bytes,
 )
+from jielong.train.fp8 import fp8_layers
 
 CONFIG = ModelConfig(
     vocab_size=256, max_length=64, width=32, decoder_layers=3, num_heads=4, num_kv_heads=2, head_size=8, ffn_width=96
@@ -179,6 +182,31 @@ def test_activations_of_the_whole_family(name: str) -> None:
         measured.append(_saved_bytes(model, partial(_forward, model, tokens)))
         estimated.append(training_memory(config, batch * length, length, compute_bytes=4)["activations"])
     assert estimated[1] - estimated[0] == pytest.approx(measured[1] - measured[0], rel=0.25)
+
+
+def test_8_bits_by_hand() -> None:
+    """Weights of 16 x 16 multiples a byte fewer; inputs of qkv, out and down too, gate and up have one each."""
+    saved = fp8_saving(CONFIG, batch_tokens=512)
+    assert saved == {"copies": 3 * (12 * 8 * 32 + 3 * 32 * 96), "activations": 3 * 512 * (32 + 32 + 96)}
+    less = training_memory_bytes(CONFIG, 512, 64, accumulate=2) - training_memory_bytes(
+        CONFIG, 512, 64, accumulate=2, fp8=True
+    )
+    assert less == sum(saved.values())
+    odd = dataclasses.replace(CONFIG, ffn_width=90)
+    assert fp8_saving(odd, 512) == {"copies": 3 * 12 * 8 * 32, "activations": 3 * 512 * 64}
+
+
+@pytest.mark.parametrize("name", ["jie", "gpt2", "transformer", "mixtral"])
+def test_8_bits_keep_about_as_much_less_as_planned(name: str) -> None:
+    config = dataclasses.replace(CONFIG, **{"width": 64, "head_size": 16, "ffn_width": 192, **SHAPES[name]})
+    model = Transformer(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    model.train()
+    kept = []
+    for narrow in (False, True):
+        with torch.autocast("cpu", torch.bfloat16), fp8_layers(model) if narrow else contextlib.nullcontext():
+            kept.append(_saved_bytes(model, partial(_forward, model, torch.zeros(8, 64, dtype=torch.int64))))
+    assert sum(fp8_saving(config, 8 * 64).values()) == pytest.approx(kept[0] - kept[1], rel=0.25)
 
 
 def _forward(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:

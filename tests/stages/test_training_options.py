@@ -11,15 +11,18 @@ from typing import cast
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from jielong.errors import RecipeError
+import jielong
+from jielong.errors import RecipeError, UsageError
 from jielong.recipe import parse_recipe
 from jielong.runtime import Runtime
-from jielong.stages import training
+from jielong.stages import pipeline, training
 from jielong.stages.context import Context
 from jielong.stages.identity import run_hash, stage_hash
 from jielong.stages.pipeline import run_recipe
+from jielong.train.fp8 import Fp8Linear
 
 from .conftest import NOTES, RUN, notes
 
@@ -61,11 +64,34 @@ def test_only_what_is_asked_for_enters_the_hashes(recipe: Path) -> None:
     runtime = Runtime(torch.device("cpu"), torch.float32)
     plain = parse_recipe(recipe)
     with_z, compiled = parse_recipe(recipe, ["pretrain.z_loss=0.01"]), parse_recipe(recipe, ["run.compile=true"])
+    narrow = parse_recipe(recipe, ["run.fp8=true", "run.dtype=bfloat16"])
     settings = plain.stages[2].settings.model_dump(mode="json")
     assert settings["z_loss"] == 0.0 and plain.stages[2].kind == "pretrain"
     hashes = [stage_hash(one, one.stages[2], {}, "before") for one in (plain, parse_recipe(recipe), with_z)]
     assert hashes[0] == hashes[1] != hashes[2]
     assert run_hash(plain, runtime) == run_hash(with_z, runtime) != run_hash(compiled, runtime)
+    assert len({run_hash(one, runtime) for one in (plain, compiled, narrow)}) == 3
+
+
+def test_8_bits_reach_training_and_no_file(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in bfloat16, but for the losses; and only where the device multiplies 8 bits, which no CPU says of itself."""
+    narrow = ["run.fp8=true", "run.dtype=bfloat16"]
+    with pytest.raises(UsageError, match="fp8 = true: the device is cpu"):
+        run_recipe(recipe, "refused", narrow, until="pretrain", quiet=True)
+    assert not Path("refused").exists()
+    monkeypatch.setattr(pipeline, "check_fp8", lambda runtime: None)
+    losses, weights = [], []
+    for name, settings in (("plain", ["run.dtype=bfloat16"]), ("narrow", narrow)):
+        run_recipe(recipe, name, settings, until="pretrain", quiet=True)
+        lines = (Path(name) / "03-pretrain" / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss_nats"] for line in lines])
+        weights.append(load_file(Path(name) / "03-pretrain" / "model" / "model.safetensors"))
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], abs=0.05)
+    assert {name: (one.shape, one.dtype) for name, one in weights[0].items()} == {
+        name: (one.shape, one.dtype) for name, one in weights[1].items()
+    }
+    model, _ = jielong.load("narrow/03-pretrain/model")
+    assert not any(isinstance(module, Fp8Linear) for module in model.modules())
 
 
 def test_experts_are_kept_in_balance_as_they_train(recipe: Path) -> None:

@@ -25,8 +25,9 @@ from jielong.generate.packed import choose_kind, decoding_runtime, pack
 from jielong.generate.prefix import PrefixCache
 from jielong.generate.progress import Progress, draw, score_tokens
 from jielong.generate.quantize import LEAST_ROWS
+from jielong.generate.recording import Recordings, choose_recorder, num_recorded_keys
 from jielong.generate.requests import Delta, Request, TokenLogprob, check_request
-from jielong.generate.rows import RowCache
+from jielong.generate.rows import RowCache, RowsView
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime
 from jielong.tokenizer.tokenizer import Tokenizer, check_sizes
@@ -34,6 +35,7 @@ from jielong.tokenizer.tokenizer import Tokenizer, check_sizes
 MAX_ROWS = 16
 CACHE_BYTES = 256 << 20
 PREFILL_TOKENS = 256
+MOST_RECORDINGS = 12  # of steps on a GPU: by the number of rows, in powers of two, and of keys
 
 
 class Batcher:
@@ -76,6 +78,8 @@ class Batcher:
             self.runtime = replace(self.runtime, dtype=torch.float32)  # the packed parts see to theirs themselves
         elif weights is not None:
             raise UsageError(f"weights is {weights!r}, but packed weights are for a CPU; leave it out on other devices")
+        recorder = choose_recorder(model, self.runtime)  # on a GPU
+        self.recordings = None if recorder is None else Recordings(recorder, MOST_RECORDINGS)
         self.max_rows, self.prefill_tokens = max_rows, prefill_tokens
         dtype = self.model.compute_dtype or self.runtime.dtype
         self.rows = RowCache(config, max(max_rows, self.least_rows), dtype, self.runtime.device)
@@ -260,17 +264,36 @@ class Batcher:
         """One new token for every row that writes."""
         writing = list(self._writing)
         lengths = [progress.num_held for progress in writing]
+        least = self.least_rows
+        if self.recordings is not None:  # few numbers of rows, for each is a recording of its own
+            least = max(least, min(self.max_rows, 1 << (len(writing) - 1).bit_length()))
         # Rows that are no one's, or the one that is being read, write where the next token of theirs will come.
-        others = [0 if self._reading is None else self._reading.num_held, *[0] * self.least_rows]
-        lengths += others[: max(self.least_rows - len(writing), 0)]
+        others = [0 if self._reading is None else self._reading.num_held, *[0] * least]
+        lengths += others[: max(least - len(writing), 0)]
         self.rows.reserve(len(lengths), max(lengths) + 1)
-        tokens = [[progress.tokens[-1]] for progress in writing] + [[0]] * (len(lengths) - len(writing))
-        ids = torch.tensor(tokens, device=self.runtime.device)  # (R, 1)
-        with self.runtime.autocast():
-            logits = self.model(ids, cache=self.rows.view(0, lengths, 1, len(writing)))[: len(writing), 0]  # (R, V)
+        tokens = [progress.tokens[-1] for progress in writing] + [0] * (len(lengths) - len(writing))
+        logits = self._next_logits(torch.tensor(tokens, device=self.runtime.device), lengths, len(writing))
         for progress in writing:
             progress.num_held += 1
-        return self._draw(writing, logits[:, : self.tokenizer.vocab_size])
+        return self._draw(writing, logits[: len(writing), : self.tokenizer.vocab_size])
+
+    def _next_logits(self, ids: Tensor, lengths: Sequence[int], num_real: int) -> Tensor:
+        """(R,) ids, one more for each of the first rows, which hold `lengths` tokens -> (R, V)."""
+        if self.recordings is None:
+            return self._one_step(ids, self.rows.view(0, lengths, 1, num_real))
+        self.rows.expect(0, lengths, 1)
+        num_keys = min(num_recorded_keys(max(lengths) + 1), self.rows.capacity)
+        shape = (self.rows.edition, len(lengths), num_keys)
+
+        def step(ids: Tensor, held: Tensor) -> Tensor:
+            return self._one_step(ids, self.rows.fixed_view(held, num_keys))
+
+        return self.recordings.run(shape, step, ids, torch.tensor(lengths, device=self.runtime.device))
+
+    def _one_step(self, ids: Tensor, view: RowsView) -> Tensor:
+        with self.runtime.autocast():
+            logits: Tensor = self.model(ids[:, None], cache=view)[:, 0]
+        return logits
 
     def _draw(self, group: Sequence[Progress], logits: Tensor) -> list[Delta]:
         """The next token of each of `group`, by its row of logits (R, V)."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from jielong.generate.recording import Recorder, Recordings, num_recorded_keys
 from jielong.model.config import ModelConfig
 
 _LEAST_ROOM = 16  # tokens
@@ -116,3 +117,39 @@ class KeyValueCache:
             self.select_sources(rows)
         self._longest = int(self.lengths.max()) if len(rows) else 0
         self._slots = None
+
+
+class FixedCache(KeyValueCache):
+    """The same for steps that are recorded and replayed (see `recording`): all lies where it lay at the step before.
+
+    edition: another number means other addresses. A step of one new token a row sees num_recorded_keys: those that no
+    row has yet are hidden from it like all others beyond a row's length. The buffers do not grow: there is room for the
+    whole capacity from the first token on.
+    """
+
+    edition = 0
+
+    def recorded(self, step: Callable[[Tensor], Tensor], recorder: Recorder) -> Callable[[Tensor], Tensor]:
+        """step, which reads one token a row, (R,) ids, into this cache: recorded and replayed."""
+        held = Recordings(recorder)
+        return lambda ids: held.run((self.edition, self.num_keys(1)), step, ids)
+
+    def view(self, num_new: int) -> KeyValueCache:
+        self._slots = None  # a step finds its places itself, so that this is part of what is recorded
+        return self
+
+    def num_keys(self, num_new: int) -> int:
+        held = super().num_keys(num_new)
+        return min(num_recorded_keys(held), self.capacity) if num_new == 1 else held
+
+    def _reserve(self, num_tokens: int) -> None:
+        super()._reserve(self.capacity)
+
+    def advance(self, num_new: Tensor) -> None:
+        self.lengths.add_(num_new)
+        self._longest = super().num_keys(self._num_written)
+        self._slots = None
+
+    def select(self, rows: Tensor, same_sources: bool = False) -> None:
+        super().select(rows, same_sources)
+        self.edition += 1

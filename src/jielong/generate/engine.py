@@ -9,16 +9,17 @@ being trained is sampled as it is now; unless an engine is asked to pack them on
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from jielong.errors import ModelError, UsageError
-from jielong.generate.cache import KeyValueCache
+from jielong.generate.cache import FixedCache, KeyValueCache
 from jielong.generate.packed import decoding_runtime, pack
-from jielong.generate.penalties import Penalties
+from jielong.generate.penalties import Penalties, penalised
+from jielong.generate.recording import choose_recorder
 from jielong.generate.rows import BatchRows
 from jielong.generate.sampling import Sampling, choose, row_seeds, uniforms
 from jielong.model.transformer import Transformer
@@ -89,6 +90,7 @@ class Engine:
         self.model = model
         self.tokenizer = tokenizer
         self.runtime = decoding_runtime(model, runtime)
+        self.recorder = choose_recorder(model, self.runtime)  # on a GPU; None: steps run as they are written
         self._network = model if weights is None else pack(model, weights)
         if weights is not None:
             self.runtime = replace(self.runtime, dtype=torch.float32)  # the packed parts see to theirs themselves
@@ -280,14 +282,12 @@ class Engine:
         active = torch.ones_like(rows, dtype=torch.bool)
         # A row's last token is never read, but once it has ended the row goes on writing at that one place.
         capacity = max(len(prompt) + limit for prompt, limit in zip(job.prompts, job.limits, strict=True))
-        dtype = self._network.compute_dtype or self.runtime.dtype
-        make = KeyValueCache if self._network is self.model else BatchRows  # packed parts are made for rows
-        cache: KeyValueCache | BatchRows = make(self.model.config, len(rows), capacity, dtype, device)
+        cache, step = self._begin(len(rows), capacity)
         logits = self._prefill(job.prompts, cache)
         num_tokens = self.tokenizer.vocab_size
         said = self._penalties(job)
         for index in range(len(numbers)):
-            scores = logits[:, :num_tokens] if said is None else _penalised(logits[:, :num_tokens], said)
+            scores = logits[:, :num_tokens] if said is None else penalised(logits[:, :num_tokens], said)
             ids, logprobs = choose(scores, job.sampling, numbers[index])
             remaining = active & ~is_stop[ids] & (limits > index + 1)
             num_remaining = int(torch.where(logprobs.isfinite().all(), remaining.sum(), -1))  # the step's one question
@@ -305,9 +305,23 @@ class Engine:
                 cache.select(kept)
                 rows, limits, numbers, active, ids = rows[kept], limits[kept], numbers[:, kept], active[kept], ids[kept]
                 said = None if said is None else [said[row] for row in kept.tolist()]
-            with self.runtime.autocast():
-                logits = self._network(ids[:, None], cache=cache.view(1))[:, 0]  # (R, V)
+            logits = step(ids)  # (R, V)
             cache.advance(active.long())  # an ended row stays where it is; what it says is never told
+
+    def _begin(self, num_rows: int, capacity: int) -> tuple[KeyValueCache | BatchRows, Callable[[Tensor], Tensor]]:
+        """An empty cache, and what reads one new token a row: (R,) ids -> logits (R, V)."""
+        kind = KeyValueCache if self.recorder is None else FixedCache
+        make = kind if self._network is self.model else BatchRows  # packed parts are made for rows
+        dtype = self._network.compute_dtype or self.runtime.dtype
+        cache: KeyValueCache | BatchRows = make(self.model.config, num_rows, capacity, dtype, self.runtime.device)
+
+        def run(ids: Tensor) -> Tensor:
+            with self.runtime.autocast():
+                return self._network(ids[:, None], cache=cache.view(1))[:, 0]
+
+        if self.recorder is None or not isinstance(cache, FixedCache):
+            return cache, run
+        return cache, cache.recorded(run, self.recorder)
 
     def _penalties(self, job: Job) -> list[Penalties] | None:
         """What each row has said, where that changes its scores."""
@@ -327,14 +341,6 @@ class Engine:
             hidden = self._network.hidden(tokens, cache=cache.view(tokens.shape[1]))  # (R, T, D)
             cache.advance(lengths)
             return self._network.unembed(hidden[torch.arange(len(prompts), device=hidden.device), lengths - 1])
-
-
-def _penalised(logits: Tensor, rows: Sequence[Penalties]) -> Tensor:
-    """The scores (R, V) float32 after each row's bias and penalties."""
-    scores = logits.float().clone()
-    for row, penalties in enumerate(rows):
-        penalties.apply(scores[row])
-    return scores
 
 
 def _not_finite() -> ModelError:

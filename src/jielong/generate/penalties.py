@@ -54,3 +54,11 @@ class Penalties:
             scores.masked_fill_(barred.to(scores.device), -math.inf)
         elif barred:
             scores[list(barred)] = -math.inf
+
+
+def penalised(logits: Tensor, rows: Sequence[Penalties]) -> Tensor:
+    """The scores (R, V) float32 after each row's bias and penalties."""
+    scores = logits.float().clone()
+    for row, penalties in enumerate(rows):
+        penalties.apply(scores[row])
+    return scores

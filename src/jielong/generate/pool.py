@@ -81,7 +81,8 @@ class _View(RowsView):
     """One token more for each row, whose sources lie in another buffer."""
 
     def __init__(self, rows: RowCache, sources: RowCache, held: Sequence[int], source_lengths: Sequence[int]) -> None:
-        super().__init__(rows, range(len(held)), held, 1)
+        lengths = torch.tensor(held, device=rows.buffer.device)
+        super().__init__(rows, range(len(held)), lengths, 1, steady_keys(max(held) + 1))
         for row, length in enumerate(held):
             rows.mark(row, length + 1)
         num_keys, device = steady_keys(max(source_lengths)), rows.buffer.device

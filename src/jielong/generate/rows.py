@@ -42,6 +42,7 @@ class RowCache:
         self.wiped_with = wiped_with
         shape = (2 * config.decoder_layers, 0, config.num_kv_heads, 0, config.head_size)
         self.buffer = torch.zeros(shape, dtype=dtype, device=device)
+        self.edition = 0  # another number means another buffer
         self.flat: Sequence[Tensor] = ()  # a layer's buffer as (rows * K * capacity, H), one for each of 2 L
         self._seen: dict[tuple[int, int, int], _Seen] = {}  # by first row, number of rows, number of keys
         self._used: list[int] = []  # how many places of a row may hold something other than 0
@@ -72,6 +73,7 @@ class RowCache:
             return
         old = self.buffer
         self.buffer = old.new_zeros(layers, rows, heads, capacity, size)
+        self.edition += 1
         self.buffer[:, : old.shape[1], :, : old.shape[3]] = old
         self.flat = self.buffer.view(layers, -1, size).unbind(0)
         self._seen.clear()
@@ -136,13 +138,26 @@ class RowCache:
         num_real: how many of them are anybody's, None for all; the others stand in for rows that a product must have.
         Raises ModelError when the buffer is too small.
         """
+        rows = self.expect(first, lengths, num_new)
+        held = torch.tensor(lengths, device=self.buffer.device)
+        return RowsView(self, rows, held, num_new, steady_keys(max(lengths) + num_new), num_real)
+
+    def expect(self, first: int, lengths: Sequence[int], num_new: int) -> range:
+        """The rows of `view`, noted as those that are about to be written to. Raises ModelError as that does."""
         rows = range(first, first + len(lengths))
         longest = max(lengths) + num_new
         if longest > self.capacity or rows[-1] >= self.buffer.shape[1]:
             raise ModelError(f"{len(lengths)} rows of {longest} tokens do not fit; reserve room first")
         for row, length in zip(rows, lengths, strict=True):
             self.mark(row, length + num_new)
-        return RowsView(self, rows, lengths, num_new, num_real)
+        return rows
+
+    def fixed_view(self, lengths: Tensor, num_keys: int) -> RowsView:
+        """Rows 0, 1, ... which hold `lengths` (R,) tokens, `expect` one more each and see num_keys places.
+
+        Only the device reads lengths: what is recorded with them is the same step when they are others.
+        """
+        return RowsView(self, range(len(lengths)), lengths, 1, num_keys)
 
     def seen(self, rows: range, num_keys: int) -> _Seen:
         """Views of some rows, made once for many steps."""
@@ -188,17 +203,18 @@ class _Seen:
 class RowsView:
     """Implements `model.context.Cache` for one forward over some rows of a `RowCache`, one beside the other.
 
-    num_real: only so many of its rows are anybody's. turns: where layers keep what they turn by, see `quick`.
+    lengths: (B,) int64. num_keys: of so many places is seen what each row holds. num_real: only so many of its rows
+    are anybody's. turns: where layers keep what they turn by, see `quick`.
     """
 
     def __init__(
-        self, cache: RowCache, rows: range, lengths: Sequence[int], num_new: int, num_real: int | None = None
+        self, cache: RowCache, rows: range, lengths: Tensor, num_new: int, num_keys: int, num_real: int | None = None
     ) -> None:
         self.num_real = len(rows) if num_real is None else num_real
-        self.lengths = torch.tensor(lengths, device=cache.buffer.device)  # (B,)
+        self.lengths = lengths
         self.turns: tuple[Tensor, ...] | None = None
         self._cache, self._rows, self._num_new = cache, rows, num_new
-        self._num_keys = steady_keys(max(lengths) + num_new)
+        self._num_keys = num_keys
         self._num_layers = len(cache.flat) // 2
         self._places: Tensor | None = None
         self._all: Sequence[Tensor] = ()

@@ -104,6 +104,30 @@ def _kept_bytes(config: ModelConfig, length: int, compute_bytes: int, recompute:
     return config.encoder_layers * encoder + config.decoder_layers * decoder + stacks * 2 * width * 4
 
 
+def fp8_saving(config: ModelConfig, batch_tokens: int) -> dict[str, int]:
+    """Bytes by part that training in bfloat16 does not hold where linear layers multiply in 8 bits (train/fp8.py).
+
+    Such a layer keeps its input and its weights for the way back in one byte a number instead of two. But gate and up
+    have each an input of their own, which else they share, and a ReLU keeps what goes into down for itself. Layers
+    whose widths the kernels do not take, and experts, save nothing.
+    """
+    width, heads = config.width, config.num_heads * config.head_size
+    kv_heads = config.num_kv_heads * config.head_size
+    # of each linear layer of self-attention and feed-forward: numbers in, numbers out, bytes fewer of each number in
+    own = [(width, heads + 2 * kv_heads, 1), (heads, width, 1)]
+    if not config.num_experts:
+        own += [(width, config.ffn_width, 0)] * 2 if config.gated else [(width, config.ffn_width, 1)]
+        own.append((config.ffn_width, width, -1 if config.activation == "relu" else 1))
+    across = [(width, heads, 1), (width, 2 * kv_heads, 0), (heads, width, 1)]  # the source is not in the plan
+    saved = {"copies": 0, "activations": 0}
+    for layers, products in ((_num_layers(config), own), (num_cross_layers(config), across)):
+        for num_in, num_out, fewer in products:
+            if num_in % 16 == num_out % 16 == 0:
+                saved["copies"] += layers * num_in * num_out
+                saved["activations"] += layers * batch_tokens * num_in * fewer
+    return saved
+
+
 def _probabilities(config: ModelConfig, length: int, causal: bool) -> int:
     """Numbers a token and layer of the explicit attention: about half of all keys where the future is skipped.
 
@@ -120,14 +144,22 @@ def _probabilities(config: ModelConfig, length: int, causal: bool) -> int:
 
 
 def training_memory_bytes(
-    config: ModelConfig, batch_tokens: int, length: int, compute_bytes: int = 2, accumulate: int = 1
+    config: ModelConfig,
+    batch_tokens: int,
+    length: int,
+    compute_bytes: int = 2,
+    accumulate: int = 1,
+    fp8: bool = False,
 ) -> int:
     """The most that training on a CPU holds at once, beside what Python and its libraries do.
 
     accumulate: micro-batches a step. With one, gradients come as fast as activations go, and the smaller of the two
-    fits into the place of the larger.
+    fits into the place of the larger. fp8: linear layers multiply in 8 bits, as they do on a GPU.
     """
     parts = training_memory(config, batch_tokens, length, compute_bytes)
+    if fp8:
+        for part, saved in fp8_saving(config, batch_tokens).items():
+            parts[part] -= saved
     parts["logits"] = _logits_bytes(config, batch_tokens, compute_bytes, CHUNK_BYTES)
     shared = min(parts["gradients"], parts["activations"]) if accumulate == 1 else 0
     return sum(parts.values()) - shared

@@ -74,11 +74,15 @@ def model_config(sizes: dict[str, Any], vocab_size: int, context_tokens: int) ->
     return ModelConfig(vocab_size=vocab_size, max_length=context_tokens, **sizes)
 
 
-def _training(model: ModelConfig, tokens: int, batch_tokens: int, rate: float, accumulate: int = 1) -> dict[str, Any]:
+def _training(
+    model: ModelConfig, tokens: int, batch_tokens: int, rate: float, accumulate: int = 1, fp8: bool = False
+) -> dict[str, Any]:
+    """fp8 counts as fewer bytes. Not as fewer seconds: we have not measured any."""
+    memory = training_memory_bytes(model, batch_tokens, model.max_length, accumulate=accumulate, fp8=fp8)
     return {
         "tokens": tokens,
         "flops": tokens * flops_per_token(model, model.max_length),
-        "memory_bytes": training_memory_bytes(model, batch_tokens, model.max_length, accumulate=accumulate),
+        "memory_bytes": memory,
         "seconds": estimate_seconds(model, tokens, model.max_length, rate),
     }
 
@@ -94,6 +98,11 @@ class _State:
     corpus_bytes: float | None = None
     vocab_size: int = 263
     model: ModelConfig | None = None
+
+    @property
+    def fp8(self) -> bool:
+        """Of stages that train by themselves; ppo and grpo, which decode between their steps, have no 8 bits."""
+        return self.recipe.run.fp8
 
     @property
     def training_rate(self) -> float:
@@ -145,18 +154,18 @@ def _over_corpus(settings: Any, state: _State, model: ModelConfig, rate: float) 
         corpus_tokens = state.corpus_bytes / bytes_per_token(state.vocab_size) if state.corpus_bytes else None
         tokens = settings.epochs * corpus_tokens if corpus_tokens else None
     if tokens is None:
-        return {"memory_bytes": training_memory_bytes(model, batch_tokens, settings.context_tokens)}
-    return _training(model, round(tokens), batch_tokens, rate, settings.accumulate)
+        return {"memory_bytes": training_memory_bytes(model, batch_tokens, settings.context_tokens, fp8=state.fp8)}
+    return _training(model, round(tokens), batch_tokens, rate, settings.accumulate, state.fp8)
 
 
 def _translate(settings: Any, state: _State) -> dict[str, Any]:
     """A token of the target beside one of the source; rows are as long as batch_tokens lets them be, at most."""
     state.model = model_config(settings.model.sizes(), state.vocab_size, settings.context_tokens)
     if settings.num_steps is None:
-        memory = training_memory_bytes(state.model, settings.batch_tokens, settings.context_tokens)
+        memory = training_memory_bytes(state.model, settings.batch_tokens, settings.context_tokens, fp8=state.fp8)
         return {"memory_bytes": memory}
     tokens = settings.num_steps * settings.accumulate * settings.batch_tokens
-    return _training(state.model, tokens, settings.batch_tokens, state.training_rate)
+    return _training(state.model, tokens, settings.batch_tokens, state.training_rate, fp8=state.fp8)
 
 
 def _sft(settings: Any, state: _State) -> dict[str, Any]:
@@ -168,8 +177,9 @@ def _sft(settings: Any, state: _State) -> dict[str, Any]:
     elif settings.num_conversations is not None:
         tokens = settings.epochs * settings.num_conversations * TOKENS_PER_CONVERSATION
     else:
-        return {"memory_bytes": training_memory_bytes(state.model, batch_tokens, state.model.max_length)}
-    return _training(state.model, round(tokens), batch_tokens, state.training_rate, settings.accumulate)
+        memory = training_memory_bytes(state.model, batch_tokens, state.model.max_length, fp8=state.fp8)
+        return {"memory_bytes": memory}
+    return _training(state.model, round(tokens), batch_tokens, state.training_rate, settings.accumulate, state.fp8)
 
 
 def _reward(settings: Any, state: _State) -> dict[str, Any]:
@@ -179,7 +189,8 @@ def _reward(settings: Any, state: _State) -> dict[str, Any]:
     per_reply = settings.max_new_tokens + TOKENS_PER_CONVERSATION // 2
     epochs = settings.epochs or settings.num_steps * settings.batch_rows * settings.accumulate / settings.num_prompts
     batch_tokens = settings.batch_rows * settings.replies_per_prompt * per_reply
-    training = _training(state.model, round(replies * per_reply * epochs), batch_tokens, state.training_rate)
+    tokens = round(replies * per_reply * epochs)
+    training = _training(state.model, tokens, batch_tokens, state.training_rate, fp8=state.fp8)
     return _with_sampling(training, replies * settings.max_new_tokens, state)
 
 
@@ -220,7 +231,7 @@ def _best_of_n(settings: Any, state: _State) -> dict[str, Any]:
         tokens = settings.num_steps * settings.accumulate * batch_tokens
     else:
         tokens = settings.epochs * settings.num_prompts * (settings.max_new_tokens + TOKENS_PER_CONVERSATION // 2)
-    training = _training(state.model, round(tokens), batch_tokens, state.training_rate)
+    training = _training(state.model, round(tokens), batch_tokens, state.training_rate, fp8=state.fp8)
     return _with_sampling(training, replies * settings.max_new_tokens, state)
 
 
@@ -249,7 +260,8 @@ def _finetune(settings: Any, state: _State) -> dict[str, Any]:
         rows = settings.num_steps * settings.batch_rows * settings.accumulate
     else:
         rows = settings.epochs * settings.limit_examples
-    return _training(state.model, round(rows * row_tokens / 2), settings.batch_rows * row_tokens, state.training_rate)
+    tokens, batch_tokens = round(rows * row_tokens / 2), settings.batch_rows * row_tokens
+    return _training(state.model, tokens, batch_tokens, state.training_rate, fp8=state.fp8)
 
 
 def _with_sampling(training: dict[str, Any], sampled_tokens: int, state: _State) -> dict[str, Any]:

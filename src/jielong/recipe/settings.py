@@ -59,6 +59,7 @@ class RunSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: Count | None = None
     compile: bool = False  # the layers, by torch.compile, where a compiler is there
+    fp8: bool = False  # the products of the layers' linear maps in training, on GPUs that have them; see train/fp8.py
     async_checkpoints: bool = False  # written by a thread while training goes on, from copies in memory
     # How several processes share the work. None of these changes what is computed; see docs/distributed.md.
     sharding: Literal["none", "full", "hybrid"] = "none"  # weights: each has all, a part, or a part per machine
@@ -71,6 +72,12 @@ class RunSettings(Settings):
             raise ValueError(
                 "compile goes with whole weights: set sharding = 'none' and tensor_parallel = 1, or delete compile"
             )
+        if self.fp8 and (self.sharding != "none" or self.tensor_parallel > 1):
+            raise ValueError(
+                "fp8 goes with whole weights: set sharding = 'none' and tensor_parallel = 1, or delete fp8"
+            )
+        if self.fp8 and self.dtype == "float32":
+            raise ValueError("fp8 goes with bfloat16, which its products give: set dtype = 'bfloat16' or 'auto'")
         return self
 
     def layout(self) -> Layout:

@@ -116,6 +116,7 @@ def run_hash(recipe: Recipe, runtime: Runtime) -> str:
             "device": runtime.device.type,
             "data": recipe.data_settings(),
             **({"compile": True} if recipe.run.compile else {}),  # what is compiled rounds otherwise
+            **({"fp8": True} if recipe.run.fp8 else {}),
         }
     )
 

@@ -44,6 +44,7 @@ from jielong.stages.pretraining import run_pretrain
 from jielong.stages.promotion import run_promote
 from jielong.stages.translation import run_translate
 from jielong.stages.votes import check_votes, keep_votes
+from jielong.train.fp8 import check_fp8
 from jielong.train.parallel import check_agreement, joined, told_when_lost, wait_for_all
 
 try:
@@ -104,6 +105,8 @@ def run_recipe(
         if stage.kind == "evaluate":  # before a model is trained for hours
             check_present(stage.settings.tasks, data_root(recipe.data.root))
     runtime = detect(recipe.run.device, recipe.run.dtype, recipe.run.threads, recipe.run.seed)
+    if recipe.run.fp8:
+        check_fp8(runtime)
     folders = {stage.name: folder / f"{index:02d}-{stage.name}" for index, stage in enumerate(recipe.stages, start=1)}
     with joined(runtime, recipe.run.layout()) as runtime, told_when_lost(runtime):
         check_agreement("recipe or code", f"{recipe.hash} {__version__} {until}", runtime)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
@@ -20,6 +21,7 @@ from jielong.train.adapter_folder import save_adapter
 from jielong.train.checkpoint import latest_checkpoint, load_checkpoint
 from jielong.train.checkpoint_writer import CheckpointWriter
 from jielong.train.compiling import compiled_layers
+from jielong.train.fp8 import fp8_layers
 from jielong.train.loop import FitConfig, StepStats, fit
 from jielong.train.lora import Adapter, attach, merge
 from jielong.train.objectives import Objective
@@ -96,12 +98,24 @@ def train(
     Side effects: metrics.jsonl and checkpoints/ in the stage's folder. Raises TrainingError when a loss is
     not finite.
     """
-    if not context.recipe.run.compile:
+    with _as_asked(context, model):
         return _train(context, model, objective, batches, num_steps, evaluate, learned)
-    with compiled_layers(model, context.runtime) as problem:
-        if problem is not None:
-            context.progress.say(f"{context.name}: [run] compile is on, but nothing is compiled: {problem}")
-        return _train(context, model, objective, batches, num_steps, evaluate, learned)
+
+
+@contextmanager
+def _as_asked(context: Context, model: torch.nn.Module) -> Iterator[None]:
+    """Within the block the layers multiply in 8 bits and run compiled, where [run] says so; tells what does not."""
+    run = context.recipe.run
+    with contextlib.ExitStack() as stack:
+        if run.fp8:  # first: it is these layers that are compiled
+            left_out = stack.enter_context(fp8_layers(model))
+            if left_out is not None:
+                context.progress.say(f"{context.name}: [run] fp8 is on, but not for all layers: {left_out}")
+        if run.compile:
+            problem = stack.enter_context(compiled_layers(model, context.runtime))
+            if problem is not None:
+                context.progress.say(f"{context.name}: [run] compile is on, but nothing is compiled: {problem}")
+        yield
 
 
 def _train(
