@@ -104,14 +104,14 @@ class CheckpointWriter:
         description: dict[str, Any],
     ) -> Callable[[], None]:
         """A checkpoint by this process alone. Returns what waits for it."""
-        tensors = {weights_file(name): weights_of(model) for name, model in models.items()}
-        tensors |= {moments_file(name): moments_of(optimizer) for name, optimizer in optimizers.items()}
+        beside = self._thread is not None
+        tensors = {weights_file(name): weights_of(model, beside) for name, model in models.items()}
+        tensors |= {moments_file(name): moments_of(optimizer, beside) for name, optimizer in optimizers.items()}
         description["tensors"] = {file: len(content) for file, content in tensors.items()}
         text = _as_text(description)
         if self._thread is None:
             return partial(_write_whole, target, tensors, text)
-        copies = {file: {key: value.clone() for key, value in content.items()} for file, content in tensors.items()}
-        return self._thread.submit(_write_whole, target, copies, text).result
+        return self._thread.submit(_write_whole, target, tensors, text).result
 
     def _begin_shards(
         self,
