@@ -331,7 +331,7 @@ def test_a_label_read_off_the_mean_comes_back_from_the_folder(
 def test_what_a_task_is_examined_on_stays_out_of_the_text(recipe: Path, data: Path, tmp_path: Path) -> None:
     """The corpus reads the task's own sentences: those held out are missing, by their words, and the rest is there."""
     settings = ['curate.sources=["text","reviews"]', 'curate.heldout="documents"', "curate.min_characters=1"]
-    with pytest.raises(RecipeError, match=r"sources names 'reviews', and \[bert_label\] holds out examples of it"):
+    with pytest.raises(RecipeError, match=r"sources names 'reviews', a source of \[bert_label\] too"):
         parse_recipe(recipe, settings)
     settings.append('curate.keep_out=["bert_label","gpt_pairs"]')
     report = run_recipe(recipe, tmp_path / "run", settings, until="curate", quiet=True)
@@ -386,11 +386,15 @@ def test_long_texts_are_cut_and_counted_and_blank_ones_left_out(
         ("classification", "", [{"text": " ", "label": "x"}], DataError, "no usable row; the first reason: .*blank"),
         ("choice", "", [{"query": "q", "choices": ["a", "b"], "gold": 2}], DataError, "it must be the index of a cand"),
         ("similarity", 'labels = ["a", "b"]\n', [], RecipeError, "labels has no effect with task = 'similarity'"),
-        ("classification", "language_weight = 0.5\n", [{"text": f"a {n}", "label": "x"} for n in range(9)],
+        ("classification", "language_weight = 0.5\n", [{"text": f"a {n}", "label": "xy"[n % 2]} for n in range(9)],
          JielongError, "wants a decoder whose output matrix is its embedding"),
         ("span", 'pooling = "mean"\n', [], RecipeError, "pooling has no effect with task = 'span'"),
-        ("classification", "row_tokens = 500\n", [{"text": f"a {n}", "label": "x"} for n in range(9)],
+        ("classification", "row_tokens = 500\n", [{"text": f"a {n}", "label": "xy"[n % 2]} for n in range(9)],
          JielongError, "the model reads at most 48"),
+        ("classification", "", [{"text": f"a {n}", "label": "x"} for n in range(9)], DataError,
+         r"all \d examples to learn from have the label 'x'; a task has two or more"),
+        ("classification", "", [{"text": "a", "label": "x"}, {"text": "A", "label": "y"}], DataError,
+         r"there are \d examples to learn from and \d held out"),
     ],
 )  # fmt: skip
 def test_what_cannot_teach_is_refused(
