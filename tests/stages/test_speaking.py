@@ -46,7 +46,7 @@ def test_a_context_shorter_than_a_continuation_is_halved(context_tokens: int, no
     """Else the stage would fail when it has trained: it ends with what its model makes of a few texts' beginnings."""
     (tmp_path / "notes.txt").write_text(notes(150))
     path = tmp_path / "small.toml"
-    path.write_text(f'{RUN}[data]\nroot = {json.dumps(str(tmp_path))}\n{NOTES}')
+    path.write_text(f"{RUN}[data]\nroot = {json.dumps(str(tmp_path))}\n{NOTES}")
     run_recipe(path, tmp_path / "run", [f"pretrain.context_tokens={context_tokens}"], until="pretrain", quiet=True)
     told = json.loads((tmp_path / "run" / "03-pretrain" / "samples.json").read_text())
     assert told and all(sample["prompt"] for sample in told)
