@@ -7,8 +7,9 @@ copies, for indices, and for single numbers. What a GPU's kernels compute is not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from jielong.runtime import Runtime
+from jielong.stages import pipeline
 
 ELSEWHERE = torch.device("lazy")
 COPIES = (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
@@ -116,6 +120,15 @@ def elsewhere() -> Iterator[torch.device]:
 
     with pytest.MonkeyPatch.context() as patch, Everywhere():
         patch.setattr(torch, "tensor", made)
+        # Views of such tensors in a mode that they were not made in are more than torch can do.
+        patch.setattr(torch._C, "_InferenceMode", lambda mode: torch.no_grad() if mode else nullcontext())
         patch.setattr(torch, "is_autocast_enabled", lambda kind: kind != ELSEWHERE.type and autocast(kind))
         patch.setattr(torch.optim, "AdamW", lambda groups, **more: adamw(groups, **{**more, "fused": False}))
         yield ELSEWHERE
+
+
+def run_elsewhere(recipe: Path, out: Path, overrides: Sequence[str] = (), until: str | None = None) -> dict[str, Any]:
+    """run_recipe on the device; the report."""
+    with elsewhere() as device, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "detect", lambda *_: Runtime(device=device, dtype=torch.float32, seed=7))
+        return pipeline.run_recipe(recipe, out, list(overrides), until, quiet=True)

@@ -25,6 +25,7 @@ from jielong.stages.pipeline import run_recipe
 from jielong.tokenizer import Tokenizer
 
 from .conftest import RUN
+from .elsewhere import run_elsewhere
 
 COMMON = """
 batch_rows = 4
@@ -258,6 +259,11 @@ def test_resumed_is_bit_equal(
     timed = ("tokens_per_second",)
     expected = {key: value for key, value in figures(whole[1], name).items() if key not in timed}
     assert {key: value for key, value in figures(report, name).items() if key not in timed} == expected
+
+
+def test_an_encoder_learns_on_another_device(recipe: Path, no_probe: None, tmp_path: Path) -> None:
+    report = run_elsewhere(recipe, tmp_path / "run", ['mlm.vectors="counted"', "mlm.num_steps=3"], until="bert_span")
+    assert figures(report, "mlm")["heldout_masked_nats"] > 0 and figures(report, "bert_span")["steps"] == 2
 
 
 def small(tmp_path: Path, task: str, more: str, **files: list[dict[str, Any]]) -> Path:

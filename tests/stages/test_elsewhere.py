@@ -1,4 +1,7 @@
-"""Every stage on a device that is not the CPU: nothing is left behind on it. See elsewhere.py."""
+"""The chain on a device that is not the CPU: nothing is left behind on it. See elsewhere.py.
+
+The stages of the classics have their tests of this beside their others.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,9 @@ import pytest
 import torch
 
 import jielong
-from jielong.runtime import Runtime
-from jielong.stages import instruction, pipeline
+from jielong.stages import instruction
 
-from .elsewhere import elsewhere
+from .elsewhere import elsewhere, run_elsewhere
 
 QUICK = (
     "data.world.megabytes=0.1", "pretrain.num_steps=3", "pretrain.evaluate_every=2", "pretrain.checkpoint_every=2",
@@ -60,10 +62,7 @@ def test_the_chain_runs_there(recipe: Path, no_probe: None, tmp_path: Path, monk
     monkeypatch.setattr(instruction, "NUM_QUESTIONS", 1)
     path = tmp_path / "chain.toml"
     path.write_text(recipe.read_text(encoding="utf-8").replace("\n[evaluate]", MORE), encoding="utf-8")
-    with elsewhere() as device:
-        runtime = Runtime(device=device, dtype=torch.float32, seed=7)
-        monkeypatch.setattr(pipeline, "detect", lambda *_: runtime)
-        report = jielong.run(path, tmp_path / "run", overrides=list(QUICK), quiet=True)
+    report = run_elsewhere(path, tmp_path / "run", QUICK)
     figures = {name: stage["figures"] for name, stage in report["stages"].items()}
     assert list(figures)[-3:] == ["dpo", "best_of_n", "evaluate"]
     for name in ("ppo", "dpo", "best_of_n"):

@@ -18,6 +18,8 @@ from jielong.folder import load_translator
 from jielong.stages import pipeline
 from jielong.stages.pipeline import run_recipe
 
+from .elsewhere import run_elsewhere
+
 Outcome = tuple[int, str, str]
 Invoke = Callable[..., Outcome]
 NUM_STEPS, EVERY = 24, 4
@@ -195,6 +197,12 @@ def test_stopped_when_all_is_measured_the_same_weights_are_averaged(
     assert figures_of(tmp_path / "run")["averaged_evaluations"] == 3
     ours, theirs = (folder / "02-translate" / "model" / "model.safetensors" for folder in (tmp_path / "run", reference))
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_it_learns_on_another_device(recipe: Path, no_probe: None, tmp_path: Path) -> None:
+    settings = ["translate.num_steps=5", "translate.evaluate_every=3", "translate.checkpoint_every=2"]
+    found = run_elsewhere(recipe, tmp_path / "run", settings)["stages"]["translate"]["figures"]
+    assert found["averaged_evaluations"] == 2 and 0 <= found["bleu"] <= 100
 
 
 def test_recurrent_is_trained_by_the_same_stage(recipe: Path, tmp_path: Path, invoke: Invoke) -> None:
