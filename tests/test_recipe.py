@@ -19,6 +19,7 @@ from jielong.recipe.preferences import PpoSettings
 from jielong.recipe.shape import NOT_KEYS, EncoderSettings, ModelSettings
 from jielong.runtime import detect
 
+RECIPES = Path(__file__).parents[1] / "recipes"
 WHOLE = """
 [run]
 seed = 3
@@ -468,6 +469,23 @@ def test_plan_covers_every_stage_and_grows_with_the_work(tmp_path: Path) -> None
     twice = plan_recipe(parse_recipe(path, ["pretrain.num_steps=20"]), runtime, 1e11)
     assert twice["stages"]["pretrain"]["flops"] == 2 * plan["stages"]["pretrain"]["flops"]
     assert twice["stages"]["pretrain"]["seconds"] == pytest.approx(2 * plan["stages"]["pretrain"]["seconds"])
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "best_of_n", "mlm", "finetune", "translate"])
+def test_a_step_of_several_micro_batches_holds_gradients_beside_activations(tmp_path: Path, stage: str) -> None:
+    """In every stage that accumulates, also where the amount of text is not known."""
+    if stage == "translate":
+        path, settings = RECIPES / "multi30k-en-de.toml", ["data.root=nowhere"]
+    elif stage in ("mlm", "finetune"):
+        path, settings = RECIPES / "bert-films.toml", ["data.root=nowhere", "polarity.limit_examples=500"]
+    else:  # of the size of novels.txt nothing is known
+        path, settings = write(tmp_path, WHOLE.replace("num_steps = 10", "epochs = 1")), []
+    name = "polarity" if stage == "finetune" else stage
+    held = []
+    for more in ([], [f"{name}.accumulate=2"]):
+        plan = plan_recipe(parse_recipe(path, [*settings, *more]), detect("cpu", "float32"), 1e11)
+        held.append(plan["stages"][name]["memory_bytes"])
+    assert held[0] < held[1]
 
 
 def test_plan_says_what_it_cannot_know(tmp_path: Path) -> None:

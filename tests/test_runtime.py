@@ -120,3 +120,14 @@ def test_memory_that_is_free_goes_back_to_the_system() -> None:
     release_memory()
     assert before - resident_bytes() > 40e6
     assert all(not block.any() for block in kept)
+
+
+def test_cuda_is_each_processs_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for rank, wanted in (("0", 0), ("1", 1)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert detect("cuda", "float32").device == torch.device("cuda", wanted)
+    assert detect("cuda:0", "float32").device == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UsageError, match="this machine has none"):
+        detect("cuda", "float32")

@@ -107,9 +107,10 @@ def detect(device: str = "auto", dtype: str = "auto", threads: int | None = None
 
 
 def _device(name: str) -> torch.device:
+    own = int(os.environ.get("LOCAL_RANK", "0"))  # of several processes on this machine each has a GPU of its own
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            return torch.device("cuda", own)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -117,6 +118,8 @@ def _device(name: str) -> torch.device:
         raise UsageError(f"device is {name!r}; legal are auto, cpu, cuda, cuda:0 and on, mps") from None
     if device.type not in ("cpu", "cuda", "mps"):
         raise UsageError(f"device is {name!r}; legal are auto, cpu, cuda, cuda:0 and on, mps")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", own)
     missing_cuda = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
     if missing_cuda or (device.type == "mps" and not torch.backends.mps.is_available()):
         raise UsageError(f"device is {name!r}, but this machine has none; use auto or cpu")

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from jielong.align.agreement import measure_agreement
 from jielong.align.comparisons import (
@@ -74,6 +76,22 @@ def test_batches_are_a_function_of_the_step_and_cover_an_epoch(byte_tokenizer: T
     assert not torch.equal(batches(0)[0].tokens[:, :9], batches(2)[0].tokens[:, :9])
     with pytest.raises(DataError, match="10 comparisons are fewer than one batch of 11 prompts"):
         comparison_batches(items, 11, 0, 1)
+
+
+def test_all_are_shuffled_once_an_epoch(byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = encode_comparisons(votes(10), byte_tokenizer, 99).items
+    batches, num_steps = comparison_batches(items, 2, byte_tokenizer.pad_id, seed=1)
+    drawn: list[int] = []
+    shuffle = torch.randperm
+
+    def counted(num: int, **settings: Any) -> Tensor:
+        drawn.append(num)
+        return shuffle(num, **settings)
+
+    monkeypatch.setattr(torch, "randperm", counted)
+    for step in range(2 * num_steps):
+        batches(step)
+    assert (num_steps, drawn) == (5, [10, 10])
 
 
 def test_micro_batches_make_the_step_of_the_whole(byte_tokenizer: Tokenizer) -> None:

@@ -141,6 +141,7 @@ def test_training_makes_use_of_it_and_finds_little_without(shape: str) -> None:
         ({"positions": "learned", "norm_at": "both"}, "norm_at is 'both'"),
         ({"positions": "learned", "embedding_scale": 2.0}, "embedding_scale is 2.0"),
         ({"positions": "learned", "decoder_layers": 1}, "decoder_layers is 1"),
+        ({"positions": "learned", "head_size": 2}, "head_size is 2"),
         ({"norm": "layer"}, "norm is 'layer'"),
         ({"norm_at": "post"}, "norm_at is 'post'"),
         ({"rope_base": 1.5}, "rope_base is 1.5"),

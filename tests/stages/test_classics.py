@@ -25,6 +25,7 @@ from jielong.stages.pipeline import run_recipe
 from jielong.tokenizer import Tokenizer
 
 from .conftest import RUN
+from .elsewhere import run_elsewhere
 
 COMMON = """
 batch_rows = 4
@@ -260,6 +261,11 @@ def test_resumed_is_bit_equal(
     assert {key: value for key, value in figures(report, name).items() if key not in timed} == expected
 
 
+def test_an_encoder_learns_on_another_device(recipe: Path, no_probe: None, tmp_path: Path) -> None:
+    report = run_elsewhere(recipe, tmp_path / "run", ['mlm.vectors="counted"', "mlm.num_steps=3"], until="bert_span")
+    assert figures(report, "mlm")["heldout_masked_nats"] > 0 and figures(report, "bert_span")["steps"] == 2
+
+
 def small(tmp_path: Path, task: str, more: str, **files: list[dict[str, Any]]) -> Path:
     """A recipe of one finetune stage that starts from a folder, on files written for the purpose."""
     for name, rows in files.items():
@@ -331,7 +337,7 @@ def test_a_label_read_off_the_mean_comes_back_from_the_folder(
 def test_what_a_task_is_examined_on_stays_out_of_the_text(recipe: Path, data: Path, tmp_path: Path) -> None:
     """The corpus reads the task's own sentences: those held out are missing, by their words, and the rest is there."""
     settings = ['curate.sources=["text","reviews"]', 'curate.heldout="documents"', "curate.min_characters=1"]
-    with pytest.raises(RecipeError, match=r"sources names 'reviews', and \[bert_label\] holds out examples of it"):
+    with pytest.raises(RecipeError, match=r"sources names 'reviews', a source of \[bert_label\] too"):
         parse_recipe(recipe, settings)
     settings.append('curate.keep_out=["bert_label","gpt_pairs"]')
     report = run_recipe(recipe, tmp_path / "run", settings, until="curate", quiet=True)
@@ -386,11 +392,15 @@ def test_long_texts_are_cut_and_counted_and_blank_ones_left_out(
         ("classification", "", [{"text": " ", "label": "x"}], DataError, "no usable row; the first reason: .*blank"),
         ("choice", "", [{"query": "q", "choices": ["a", "b"], "gold": 2}], DataError, "it must be the index of a cand"),
         ("similarity", 'labels = ["a", "b"]\n', [], RecipeError, "labels has no effect with task = 'similarity'"),
-        ("classification", "language_weight = 0.5\n", [{"text": f"a {n}", "label": "x"} for n in range(9)],
+        ("classification", "language_weight = 0.5\n", [{"text": f"a {n}", "label": "xy"[n % 2]} for n in range(9)],
          JielongError, "wants a decoder whose output matrix is its embedding"),
         ("span", 'pooling = "mean"\n', [], RecipeError, "pooling has no effect with task = 'span'"),
-        ("classification", "row_tokens = 500\n", [{"text": f"a {n}", "label": "x"} for n in range(9)],
+        ("classification", "row_tokens = 500\n", [{"text": f"a {n}", "label": "xy"[n % 2]} for n in range(9)],
          JielongError, "the model reads at most 48"),
+        ("classification", "", [{"text": f"a {n}", "label": "x"} for n in range(9)], DataError,
+         r"all \d examples to learn from have the label 'x'; a task has two or more"),
+        ("classification", "", [{"text": "a", "label": "x"}, {"text": "A", "label": "y"}], DataError,
+         r"there are \d examples to learn from and \d held out"),
     ],
 )  # fmt: skip
 def test_what_cannot_teach_is_refused(

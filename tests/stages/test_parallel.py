@@ -58,6 +58,7 @@ max_new_tokens = 16
 num_iterations = 2
 rollout_rows = 5
 minibatch_rows = 5
+micro_batch_rows = 2
 inner_epochs = 2
 max_new_tokens = 16
 kl_coefficient = 0.05

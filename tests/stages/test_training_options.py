@@ -107,6 +107,17 @@ def test_experts_are_kept_in_balance_as_they_train(recipe: Path) -> None:
         parse_recipe(recipe, ["pretrain.router_balance=0.1"])
 
 
+@pytest.mark.parametrize(
+    ("world_size", "most", "rows"), [(1, None, 8), (1, 5, 5), (1, 9, 8), (2, 7, 3), (4, 7, 1), (8, 3, 1), (1, 0, 1)]
+)
+def test_few_rows_are_shared_as_far_as_they_go(world_size: int, most: int | None, rows: int) -> None:
+    """How many replies best_of_n keeps is no setting: where seven are left, two processes take three each."""
+    runtime = Runtime(torch.device("cpu"), torch.float32, world_size=world_size)
+    settings = SimpleNamespace(batch_rows=8, accumulate=2)
+    context = cast(Context, SimpleNamespace(name="best_of_n", settings=settings, runtime=runtime))
+    assert training.micro_batches(context, most) == (rows, 2 * world_size)
+
+
 def test_dropout_of_several_processes_is_a_function_of_the_step() -> None:
     """A checkpoint holds one generator's state: after a stop all processes would drop alike, and not as before."""
 

@@ -15,7 +15,10 @@ import pytest
 
 from jielong.data.world.translation import Translation
 from jielong.folder import load_translator
+from jielong.stages import pipeline
 from jielong.stages.pipeline import run_recipe
+
+from .elsewhere import run_elsewhere
 
 Outcome = tuple[int, str, str]
 Invoke = Callable[..., Outcome]
@@ -123,7 +126,7 @@ def test_figures(reference: Path, pairs: Path) -> None:
     assert "tok:13a" in found["bleu_signature"] and 0 <= found["bleu"] <= 100
     assert sum(one["sentences"] for one in found["bleu_by_source_words"].values()) == found["validation_pairs"]
     assert found["averaged_evaluations"] == 3 and 0 < found["padding_share"] < 0.2
-    assert not (reference / "02-translate" / "snapshots").exists()
+    assert not (reference / "02-translate" / "checkpoints").exists()
     lines = (reference / "02-translate" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [json.loads(line).get("heldout_loss_nats") for line in lines]
     assert [loss is not None for loss in losses] == [step % EVERY == 0 for step in range(1, NUM_STEPS + 1)]
@@ -138,12 +141,10 @@ def test_weights_are_the_mean_of_the_last_evaluations(
     import torch
     from safetensors.torch import load_file
 
-    from jielong.stages import translation
-
-    monkeypatch.setattr(translation._Watch, "clear", lambda self: None)
+    monkeypatch.setattr(pipeline, "clear_checkpoints", lambda folder: None)
     run_recipe(recipe, tmp_path / "run", quiet=True)
     stage = tmp_path / "run" / "02-translate"
-    left = sorted(stage.glob("snapshots/*"))
+    left = sorted(stage.glob("checkpoints/snapshots/*"))
     assert [path.stem for path in left] == ["step-000016", "step-000020", "step-000024"]
     states = [load_file(path) for path in left]
     model, _ = load_translator(stage / "model")
@@ -175,6 +176,33 @@ def test_kill_then_the_same_command(
     assert (ours / "model" / "model.safetensors").read_bytes() == (theirs / "model" / "model.safetensors").read_bytes()
     assert (ours / "samples.json").read_bytes() == (theirs / "samples.json").read_bytes()
     assert lasting(figures_of(folder)) == lasting(figures_of(reference))
+
+
+def test_stopped_when_all_is_measured_the_same_weights_are_averaged(
+    recipe: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last checkpoint is of step 18: what the evaluation of step 16 left must be there still."""
+
+    def stop(path: Path, value: object) -> None:
+        if path.name == "figures.json" and path.parent.name == "02-translate":
+            raise KeyboardInterrupt
+        write_json(path, value)
+
+    write_json = pipeline.write_json
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "write_json", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, tmp_path / "run", quiet=True)
+    run_recipe(recipe, tmp_path / "run", quiet=True)
+    assert figures_of(tmp_path / "run")["averaged_evaluations"] == 3
+    ours, theirs = (folder / "02-translate" / "model" / "model.safetensors" for folder in (tmp_path / "run", reference))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_it_learns_on_another_device(recipe: Path, no_probe: None, tmp_path: Path) -> None:
+    settings = ["translate.num_steps=5", "translate.evaluate_every=3", "translate.checkpoint_every=2"]
+    found = run_elsewhere(recipe, tmp_path / "run", settings)["stages"]["translate"]["figures"]
+    assert found["averaged_evaluations"] == 2 and 0 <= found["bleu"] <= 100
 
 
 def test_recurrent_is_trained_by_the_same_stage(recipe: Path, tmp_path: Path, invoke: Invoke) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from jielong.data.batch import Batch, OnDevice, PairBatch, Rollout
 from jielong.data.masking import MaskedBatch
@@ -66,6 +68,23 @@ def test_a_batch_moves_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(moved) is Some and moved.a.is_meta and moved.b is None and moved.num_units == 5
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor + 1)  # a machine without a GPU pins nothing
     assert torch.equal(some.pinned().a, torch.full((2, 3), 2.0))
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_only_pinned_memory_is_copied_while_the_host_goes_on(pinned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that is not waited for may be read before it is there, or what it is made of be gone."""
+    seen: list[bool] = []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._to_copy.default:
+                seen.append(bool((kwargs or {}).get("non_blocking")))
+            return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(Tensor, "is_pinned", lambda tensor: pinned)
+    with Copies():
+        Some(torch.ones(2, 3), torch.ones(4), 5).to("meta")
+    assert seen == [pinned, pinned]
 
 
 def test_every_batch_of_the_house_does() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from jielong.errors import CheckpointError
+from jielong.errors import CheckpointError, TrainingError
 from jielong.tensors import write_tensors
 from jielong.train import checkpoint_writer
 from jielong.train.checkpoint import load_checkpoint
@@ -109,3 +109,17 @@ def test_a_training_that_fails_has_its_last_checkpoint(tmp_path: Path, held: thr
         threading.Timer(0.05, held.set).start()
         raise ZeroDivisionError
     assert [path.name for path in tmp_path.iterdir()] == ["step-000007"]
+
+
+def test_why_training_ended_is_told_beside_a_checkpoint_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_writer, "write_tensors", full)
+    told = r"(?s)could not be written.*training had ended: TrainingError: step 7: the loss is nan"
+    with pytest.raises(CheckpointError, match=told) as caught, CheckpointWriter(tmp_path, beside=True) as writer:
+        Training().save(writer, 6)
+        raise TrainingError("step 7: the loss is nan")
+    assert isinstance(caught.value.__cause__, TrainingError)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from jielong.data.batch import Batch, OnDevice, PairBatch, Rollout
 from jielong.data.loader import Lazy
@@ -204,6 +207,19 @@ def test_pairs_and_rollouts_go_through_the_same_step() -> None:
 
 
 # ---- fit ----
+
+
+def test_shares_are_compared_where_weights_are_shared_out_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PPO takes its steps without `fit`, on whole models: there one process may have a micro-batch more."""
+    compared: list[int] = []
+    monkeypatch.setattr(loop, "check_equal_shares", lambda num, runtime: compared.append(num))
+    runtime = dataclasses.replace(CPU, mesh=cast(DeviceMesh, object()))
+    model = Weights(2.0)
+    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=0.1))
+    assert train_step(model, optimizer, [points(1), points(2)], product, runtime, 1.0).num_units == 2
+    assert compared == []
+    steps = fit(model, optimizer, lambda _: [points(1)] * 3, product, lambda _: 1.0, runtime, FitConfig(num_steps=2))
+    assert len(list(steps)) == 2 and compared == [3, 3]
 
 
 def test_fit_yields_after_every_step_and_is_lazy() -> None:

@@ -8,7 +8,10 @@ from torch import nn
 
 from jielong.errors import UsageError
 from jielong.train.checkpoint import load_checkpoint, save_checkpoint
+from jielong.train.lora import LoraConfig, attach
 from jielong.train.optim import MuonAdamW, OptimizerConfig, build_optimizer, decay_groups, set_learning_rate
+
+from ..model.conftest import small_decoder
 
 
 class Tied(nn.Module):
@@ -154,6 +157,32 @@ def test_muon_goes_on_from_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
     train(resumed, again, range(3, 6))
     assert all(torch.equal(p, resumed.get_parameter(name)) for name, p in whole.named_parameters())
     assert isinstance(again, MuonAdamW)
+
+
+def test_where_only_matrices_of_layers_learn_muon_is_alone(tmp_path: Path) -> None:
+    """A LoRA adapter: nothing is left for AdamW, which would not be made of nothing."""
+
+    def adapted() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = small_decoder(0)
+        adapter = attach(model, LoraConfig(2, 4.0, ("q", "down")), torch.Generator().manual_seed(1))
+        return adapter, build_optimizer(model, MUON)
+
+    def step(adapter: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        sum((parameter - 1).square().sum() for parameter in adapter.parameters()).backward()  # type: ignore[union-attr]
+        assert set_learning_rate(optimizer, 0.5) == pytest.approx(0.01)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    adapter, optimizer = adapted()
+    before = [parameter.detach().clone() for parameter in adapter.parameters()]
+    step(adapter, optimizer)
+    assert all(not torch.equal(old, new) for old, new in zip(before, adapter.parameters(), strict=True))
+    save_checkpoint(tmp_path, 1, {"model": adapter}, {"optimizer": optimizer}, {})
+    resumed, again = adapted()
+    load_checkpoint(tmp_path / "step-000001", {"model": resumed}, {"optimizer": again})
+    for one, its_optimizer in ((adapter, optimizer), (resumed, again)):
+        step(one, its_optimizer)
+    assert all(torch.equal(one, two) for one, two in zip(adapter.parameters(), resumed.parameters(), strict=True))
 
 
 def test_a_model_without_layers_is_adamws_alone() -> None:

@@ -13,7 +13,8 @@ import torch
 
 from jielong.errors import UsageError
 from jielong.runtime import Runtime
-from jielong.train.parallel import rows_each, total
+from jielong.train import parallel
+from jielong.train.parallel import check_equal_weights, rows_each, total
 
 CPU = Runtime(device=torch.device("cpu"), dtype=torch.float32)
 STEPS = """
@@ -131,3 +132,14 @@ def test_rows_are_shared_equally_or_the_nearest_numbers_are_named() -> None:
 
 def test_one_process_alone_sums_to_itself() -> None:
     assert total([1.5, 2.0], CPU) == [1.5, 2.0]
+
+
+def test_weights_are_compared_where_the_run_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are made on the CPU, and NCCL sends only what lies on a GPU."""
+    there = Runtime(device=torch.device("meta"), dtype=torch.float32, world_size=2)
+    sent: list[torch.Tensor] = []
+    monkeypatch.setattr(parallel.dist, "broadcast", lambda tensor, source: sent.append(tensor))
+    monkeypatch.setattr(parallel, "total_of_all", lambda values, runtime: values)
+    monkeypatch.setattr(torch, "equal", lambda one, other: one.device == other.device)
+    check_equal_weights(torch.nn.Linear(2, 3), there)
+    assert len(sent) == 2 and all(tensor.device == there.device for tensor in sent)

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -200,11 +201,15 @@ def comparison_batches(
             f"{len(items)} comparisons are fewer than one batch of {step_prompts} prompts; lower the batch or add more"
         )
 
+    @lru_cache(maxsize=1)  # all items are shuffled once an epoch, not at every step
+    def order_of(epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "comparisons", epoch))
+        order: list[int] = torch.randperm(len(items), generator=generator).tolist()
+        return order
+
     def batches(step: int) -> list[PairBatch]:
         epoch, place = divmod(step, num_steps)
-        generator = torch.Generator().manual_seed(derive_seed(seed, "comparisons", epoch))
-        order = torch.randperm(len(items), generator=generator).tolist()
-        firsts = range(place * step_prompts, (place + 1) * step_prompts, batch_prompts)
+        order, firsts = order_of(epoch), range(place * step_prompts, (place + 1) * step_prompts, batch_prompts)
         return [collate([items[i] for i in order[first : first + batch_prompts]], pad_id) for first in firsts]
 
     return batches, num_steps

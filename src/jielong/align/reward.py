@@ -72,9 +72,11 @@ class RewardModel:
     def score(self, tokens: Tensor, segments: Tensor | None, ends: Tensor) -> Tensor:
         """(R,) float32, normalised. tokens (R, T) int64, padded at the right; ends (R,) int64, last real tokens.
 
-        segments is not read: a row is one document. Raises TrainingError when a score is not finite.
+        They may lie anywhere; the scores lie where the model does. segments is not read: a row is one document. Raises
+        TrainingError when a score is not finite.
         """
-        scores = self.gain * read_scores(self.model, tokens, ends) + self.bias
+        device = next(self.model.parameters()).device
+        scores = self.gain * read_scores(self.model, tokens.to(device), ends.to(device)) + self.bias
         if not bool(torch.isfinite(scores).all()):
             rows = (~torch.isfinite(scores)).nonzero().flatten().tolist()
             raise TrainingError(

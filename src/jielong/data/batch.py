@@ -20,8 +20,11 @@ class OnDevice:
     """A dataclass of tensors, which lie together on one device, and of plain values."""
 
     def to(self: SelfT, device: torch.device | str) -> SelfT:
-        """The same with its tensors on `device`. Copies out of pinned memory do not keep the host waiting."""
-        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+        """The same with its tensors on `device`. Copies out of pinned memory do not keep the host waiting.
+
+        All others do: torch would not wait for a copy to the CPU either, nor, on a Mac, keep what it still copies.
+        """
+        return self._with(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
 
     def pinned(self: SelfT) -> SelfT:
         """The same with its tensors in pinned memory, out of which a GPU takes them by itself."""

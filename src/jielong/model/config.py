@@ -77,7 +77,7 @@ class ModelConfig:
     tie_embeddings: bool = True
     head: str = "lm"  # scalar: reward model, critic; masked_lm (with next-sentence): bert-base; classes, choice, span
     num_labels: int = 1  # of "classes"
-    pooling: str = "cls"  # what classes and choice of an encoder read: [CLS], bert-base; mean: recipes/bert-novels.toml
+    pooling: str = "cls"  # what classes and choice of an encoder read: [CLS], bert-base; mean: recipes/bert-films.toml
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "max_length", "width", "num_heads", "num_kv_heads", "head_size", "ffn_width"):

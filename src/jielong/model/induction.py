@@ -135,13 +135,15 @@ def check_induction(config: ModelConfig) -> None:
             ("embedding_norm", config.embedding_norm, not config.embedding_norm),
             ("embedding_scale", config.embedding_scale, config.embedding_scale == 1.0),
             ("qk_norm", config.qk_norm, not config.qk_norm),
+            ("head_size", config.head_size, config.head_size >= 4),  # two waves, each a cosine and a sine
         )
     else:
         wrong = misfit(config, *layers)
     if wrong:
         raise ModelError(
             f"{wrong}: an induction circuit can be planted in a decoder of two layers or more without experts, with "
-            "rotary positions and an RMSNorm before each sublayer, or with learned positions and norms before or behind"
+            "rotary positions and an RMSNorm before each sublayer, or with learned positions, norms before or behind, "
+            "and heads of 4 or more"
         )
     slowest = config.rope_base ** (-(config.head_size - 2) / config.head_size)
     if config.positions == "rotary" and slowest >= SLOW:

@@ -75,7 +75,7 @@ def model_config(sizes: dict[str, Any], vocab_size: int, context_tokens: int) ->
 
 
 def _training(
-    model: ModelConfig, tokens: int, batch_tokens: int, rate: float, accumulate: int = 1, fp8: bool = False
+    model: ModelConfig, tokens: int, batch_tokens: int, rate: float, accumulate: int, fp8: bool = False
 ) -> dict[str, Any]:
     """fp8 counts as fewer bytes. Not as fewer seconds: we have not measured any."""
     memory = training_memory_bytes(model, batch_tokens, model.max_length, accumulate=accumulate, fp8=fp8)
@@ -85,6 +85,13 @@ def _training(
         "memory_bytes": memory,
         "seconds": estimate_seconds(model, tokens, model.max_length, rate),
     }
+
+
+def _memory(settings: Any, state: _State, model: ModelConfig, batch_tokens: int) -> dict[str, Any]:
+    """Of a stage of which nothing else is known."""
+    parts = settings.accumulate
+    held = training_memory_bytes(model, batch_tokens, model.max_length, accumulate=parts, fp8=state.fp8)
+    return {"memory_bytes": held}
 
 
 @dataclass
@@ -154,7 +161,7 @@ def _over_corpus(settings: Any, state: _State, model: ModelConfig, rate: float) 
         corpus_tokens = state.corpus_bytes / bytes_per_token(state.vocab_size) if state.corpus_bytes else None
         tokens = settings.epochs * corpus_tokens if corpus_tokens else None
     if tokens is None:
-        return {"memory_bytes": training_memory_bytes(model, batch_tokens, settings.context_tokens, fp8=state.fp8)}
+        return _memory(settings, state, model, batch_tokens)
     return _training(model, round(tokens), batch_tokens, rate, settings.accumulate, state.fp8)
 
 
@@ -162,10 +169,10 @@ def _translate(settings: Any, state: _State) -> dict[str, Any]:
     """A token of the target beside one of the source; rows are as long as batch_tokens lets them be, at most."""
     state.model = model_config(settings.model.sizes(), state.vocab_size, settings.context_tokens)
     if settings.num_steps is None:
-        memory = training_memory_bytes(state.model, settings.batch_tokens, settings.context_tokens, fp8=state.fp8)
-        return {"memory_bytes": memory}
+        return _memory(settings, state, state.model, settings.batch_tokens)
     tokens = settings.num_steps * settings.accumulate * settings.batch_tokens
-    return _training(state.model, tokens, settings.batch_tokens, state.training_rate, fp8=state.fp8)
+    rate = state.training_rate
+    return _training(state.model, tokens, settings.batch_tokens, rate, settings.accumulate, state.fp8)
 
 
 def _sft(settings: Any, state: _State) -> dict[str, Any]:
@@ -177,8 +184,7 @@ def _sft(settings: Any, state: _State) -> dict[str, Any]:
     elif settings.num_conversations is not None:
         tokens = settings.epochs * settings.num_conversations * TOKENS_PER_CONVERSATION
     else:
-        memory = training_memory_bytes(state.model, batch_tokens, state.model.max_length, fp8=state.fp8)
-        return {"memory_bytes": memory}
+        return _memory(settings, state, state.model, batch_tokens)
     return _training(state.model, round(tokens), batch_tokens, state.training_rate, settings.accumulate, state.fp8)
 
 
@@ -190,7 +196,7 @@ def _reward(settings: Any, state: _State) -> dict[str, Any]:
     epochs = settings.epochs or settings.num_steps * settings.batch_rows * settings.accumulate / settings.num_prompts
     batch_tokens = settings.batch_rows * settings.replies_per_prompt * per_reply
     tokens = round(replies * per_reply * epochs)
-    training = _training(state.model, tokens, batch_tokens, state.training_rate, fp8=state.fp8)
+    training = _training(state.model, tokens, batch_tokens, state.training_rate, settings.accumulate, state.fp8)
     return _with_sampling(training, replies * settings.max_new_tokens, state)
 
 
@@ -203,9 +209,9 @@ def _policy(settings: Any, state: _State) -> dict[str, Any]:
     num_learning = 2 if "critic_learning_rate" in type(settings).model_fields else 1
     # they train inner_epochs times; old and reference log-probs, values, score are forward only: a third
     passes = num_learning * settings.inner_epochs + (2 + num_learning) / 3
-    training = _training(
-        state.model, round(episodes * row * passes), settings.micro_batch_rows * row, state.training_rate
-    )
+    rows = min(settings.micro_batch_rows, settings.minibatch_rows)  # of a forward pass
+    parts = -(-settings.minibatch_rows // rows)
+    training = _training(state.model, round(episodes * row * passes), rows * row, state.training_rate, parts)
     training["memory_bytes"] *= num_learning
     return _with_sampling(training, (episodes + _judged_replies(settings)) * settings.max_new_tokens, state)
 
@@ -231,7 +237,8 @@ def _best_of_n(settings: Any, state: _State) -> dict[str, Any]:
         tokens = settings.num_steps * settings.accumulate * batch_tokens
     else:
         tokens = settings.epochs * settings.num_prompts * (settings.max_new_tokens + TOKENS_PER_CONVERSATION // 2)
-    training = _training(state.model, round(tokens), batch_tokens, state.training_rate, fp8=state.fp8)
+    rate = state.training_rate
+    training = _training(state.model, round(tokens), batch_tokens, rate, settings.accumulate, state.fp8)
     return _with_sampling(training, replies * settings.max_new_tokens, state)
 
 
@@ -261,7 +268,7 @@ def _finetune(settings: Any, state: _State) -> dict[str, Any]:
     else:
         rows = settings.epochs * settings.limit_examples
     tokens, batch_tokens = round(rows * row_tokens / 2), settings.batch_rows * row_tokens
-    return _training(state.model, tokens, batch_tokens, state.training_rate, fp8=state.fp8)
+    return _training(state.model, tokens, batch_tokens, state.training_rate, settings.accumulate, state.fp8)
 
 
 def _with_sampling(training: dict[str, Any], sampled_tokens: int, state: _State) -> dict[str, Any]:

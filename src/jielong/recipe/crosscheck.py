@@ -139,7 +139,7 @@ def _check_sources(recipe: Recipe, where: str) -> None:
 
 
 def _check_kept_out(recipe: Recipe, stage: Stage, here: str) -> None:
-    """keep_out names tasks, and all whose own texts are among those to be read."""
+    """keep_out names tasks, and all of whose sources any is read: what examines may stand in what teaches, too."""
     tasks = {other.name: other for other in recipe.stages if other.kind == "finetune"}
     for name in stage.settings.keep_out:
         if name not in tasks:
@@ -152,8 +152,8 @@ def _check_kept_out(recipe: Recipe, stage: Stage, here: str) -> None:
         shared = sorted(set(stage.settings.sources) & set(named_sources(task)) - {"world"})
         if shared and name not in stage.settings.keep_out:
             raise RecipeError(
-                f"{here}: sources names '{shared[0]}', and [{name}] holds out examples of it: they would be learned as "
-                f'text first; set keep_out = ["{name}"], or take the source out'
+                f"{here}: sources names '{shared[0]}', a source of [{name}] too: what that is examined on might be "
+                f'learned as text first; set keep_out = ["{name}"], or take the source out'
             )
 
 

@@ -17,7 +17,7 @@ from jielong.data.batch import Batch
 from jielong.data.loader import RowLoader
 from jielong.errors import ModelError
 from jielong.evaluate.skills import check
-from jielong.folder import load, save
+from jielong.folder import save
 from jielong.model.hf import read_provenance
 from jielong.model.transformer import Transformer
 from jielong.stages.context import Context
@@ -40,8 +40,8 @@ def run_policy(context: Context) -> dict[str, Any]:
     """Train with PPO or GRPO, then compare with the model at its beginning; the hidden preference judges."""
     settings = context.settings
     parent = context.start_model()
-    policy, tokenizer = load(parent)
-    start_model, _ = load(parent)
+    policy, tokenizer = context.load_model(parent)
+    start_model, _ = context.load_model(parent)
     training, heldout = _prompts(context)
     heldout = answerable(context, heldout, tokenizer, policy.config.max_length)
     ids = [render(prompt["messages"], tokenizer, reply=True)[0] for prompt in training]
@@ -95,22 +95,26 @@ def _reward(context: Context, tokenizer: Tokenizer, records: dict[tuple[int, ...
     return chosen_reward(context, tokenizer)
 
 
-def load_reward(folder: Path, tokenizer: Tokenizer) -> RewardModel:
-    """The reward model of a folder. Raises ModelError when it reads other tokens than the policy writes."""
+def load_reward(context: Context, folder: Path, tokenizer: Tokenizer) -> RewardModel:
+    """The reward model of a folder, where the run computes. Raises ModelError when it reads other tokens than the
+    policy writes.
+    """
     expected = read_provenance(folder).get("tokenizer_hash")
     if expected is not None and expected != tokenizer.hash:
         raise ModelError(
             f"{folder}: this reward model reads the tokens of another tokenizer (hash {str(expected)[:12]}) than the "
             f"policy writes (hash {tokenizer.hash[:12]}); train it on replies of this policy's family"
         )
-    return RewardModel.load(folder)
+    reward = RewardModel.load(folder)
+    reward.model.to(context.runtime.device)
+    return reward
 
 
 def chosen_reward(context: Context, tokenizer: Tokenizer) -> RewardModel | RewardEnsemble:
     """The newest reward model, or with reward = "mean" or "min" all before this stage as one."""
     if context.settings.reward == "model":
-        return load_reward(context.last_model("reward"), tokenizer)
-    models = [load_reward(folder / "model", tokenizer) for folder in context.folders_of("reward")]
+        return load_reward(context, context.last_model("reward"), tokenizer)
+    models = [load_reward(context, folder / "model", tokenizer) for folder in context.folders_of("reward")]
     return RewardEnsemble(models, context.settings.reward)
 
 

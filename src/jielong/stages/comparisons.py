@@ -25,7 +25,6 @@ from jielong.align.rollout import fitting_prompts
 from jielong.data.examples import read_comparisons
 from jielong.errors import DataError
 from jielong.evaluate.gold import Gold, agreement, calibrate_labeller, simulated_labels
-from jielong.folder import load
 from jielong.generate.engine import Engine
 from jielong.model.transformer import Transformer
 from jielong.runtime import derive_seed
@@ -42,7 +41,7 @@ def run_reward(context: Context) -> dict[str, Any]:
     """Train on comparisons split by prompt; held-out accuracy beside its trivial baselines and its ceiling."""
     settings = context.settings
     parent = context.start_model()
-    policy, tokenizer = load(parent)
+    policy, tokenizer = context.load_model(parent)
     with context.leader_first():
         gathered = gather_comparisons(context, policy, tokenizer)
     ties = settings.ties == "half"

@@ -16,10 +16,13 @@ from jielong.config import data_root, replacing, write_atomic
 from jielong.data.sources import Source
 from jielong.data.world import World
 from jielong.errors import RecipeError
+from jielong.folder import load
 from jielong.log import MetricsLog, Progress
 from jielong.model.hf import read_provenance
+from jielong.model.transformer import Transformer
 from jielong.recipe import Recipe
 from jielong.runtime import Runtime, derive_seed
+from jielong.tokenizer import Tokenizer
 from jielong.train.parallel import wait_for_all
 
 PROMOTED = "promoted.json"  # of a promote stage: the model that it chose, relative to the stage's folder
@@ -143,6 +146,11 @@ class Context:
             if self.kinds[name] == "sft":
                 return self.earlier[name] / "model"
         raise RecipeError(f"stage [{self.name}] needs a stage of kind sft before it")
+
+    def load_model(self, folder: Path) -> tuple[Transformer, Tokenizer]:
+        """The model of a folder, on the device that the run computes on, and its tokenizer."""
+        model, tokenizer = load(folder)
+        return model.to(self.runtime.device), tokenizer
 
     def provenance(self, steps: int, parent: Path | None = None) -> dict[str, Any]:
         """What jielong.json says of this stage's model, beside the tokenizer's hash that `save` adds.

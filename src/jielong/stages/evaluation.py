@@ -10,7 +10,6 @@ from jielong.evaluate.asking import Asking
 from jielong.evaluate.harness import Result, evaluate_task, with_contamination
 from jielong.evaluate.skills import exact_match
 from jielong.evaluate.tasks import read_items
-from jielong.folder import load
 from jielong.generate.engine import Engine
 from jielong.stages.context import Context, each_jsonl, write_json, write_jsonl
 from jielong.stages.corpus import askable, evaluation_questions
@@ -43,7 +42,7 @@ def run_evaluate(context: Context) -> dict[str, Any]:
     for number, name in enumerate(names, start=1):
         label = MODEL_KINDS[context.kinds[name]]
         label = name if label in tables or any(label in sample for sample in shown) else label  # a later round's
-        model, tokenizer = load(context.earlier[name] / "model")
+        model, tokenizer = context.load_model(context.earlier[name] / "model")
         engine = Engine(model, tokenizer, context.runtime)
         if context.has_world:
             asked = askable(questions, tokenizer, model.config.max_length)  # the same ones for all models

@@ -112,18 +112,24 @@ def gather(context: Context) -> Labelled:
         examples, test = split_heldout(examples, settings.task, settings.heldout_fraction, settings.split_seed)
     _tell(context, repeated, left_out)
     labels = settings.labels or tuple(sorted({str(example.label) for example in examples}))
-    if settings.task in ("classification", "pairs"):
+    has_labels = settings.task in ("classification", "pairs")
+    if has_labels and labels:
         label_numbers([*examples, *test], labels)
+    if not examples or not test:
+        raise DataError(
+            f"[{context.name}] there are {len(examples)} examples to learn from and {len(test)} held out; give more, "
+            "or set another heldout_fraction"
+        )
+    if has_labels and len(labels) < 2:
+        raise DataError(
+            f"[{context.name}] all {len(examples)} examples to learn from have the label {labels[0]!r}; a task has two "
+            "or more: give examples of others, or name all labels in `labels`"
+        )
     # By the run's seed, not the stage's: two stages that are compared with each other learn from the same examples.
     generator = torch.Generator().manual_seed(derive_seed(context.recipe.run.seed, "examples"))
     chosen = torch.randperm(len(examples), generator=generator)[: settings.limit_examples].tolist()
     train_set = [examples[number] for number in chosen]
-    if not train_set or not test:
-        raise DataError(
-            f"[{context.name}] there are {len(train_set)} examples to learn from and {len(test)} held out; give more, "
-            "or set another heldout_fraction"
-        )
-    if settings.task in ("classification", "pairs"):
+    if has_labels:
         numbers = label_numbers(train_set, labels), label_numbers(test, labels)
         return Labelled(train_set, test, labels, *numbers, left_out, repeated)
     raw = [[example.label for example in part] for part in (train_set, test)]

@@ -11,7 +11,7 @@ from jielong.data.pack import Rows, pack_examples
 from jielong.errors import DataError
 from jielong.evaluate.likelihood import heldout_nats
 from jielong.evaluate.skills import exact_match
-from jielong.folder import load, save
+from jielong.folder import save
 from jielong.generate.engine import Engine
 from jielong.model.transformer import Transformer
 from jielong.stages.context import Context, write_json
@@ -32,7 +32,7 @@ def run_sft(context: Context) -> dict[str, Any]:
     """Fine-tune on conversations; loss on exactly the assistant's tokens and the end of each turn."""
     settings = context.settings
     parent = Path(settings.model) if settings.model is not None else context.last_model("pretrain")
-    model, tokenizer = load(parent)
+    model, tokenizer = context.load_model(parent)
     check_prompts(context.recipe.evaluation_prompts, tokenizer, model.config.max_length)
     left_out: list[str] = []
     train_set, heldout_set = conversations(context, left_out)

@@ -14,7 +14,7 @@ from jielong.align.rollout import fitting_prompts
 from jielong.data.loader import RowLoader
 from jielong.data.pack import pack_examples
 from jielong.evaluate.gold import Gold
-from jielong.folder import load, save
+from jielong.folder import save
 from jielong.generate.engine import Completion, Engine
 from jielong.model.transformer import Transformer
 from jielong.runtime import derive_seed
@@ -33,8 +33,8 @@ def run_dpo(context: Context) -> dict[str, Any]:
     """Learn from comparisons alone, then compare with the SFT model on held-out prompts."""
     settings = context.settings
     parent = context.start_model()
-    policy, tokenizer = load(parent)
-    start_model, _ = load(parent)
+    policy, tokenizer = context.load_model(parent)
+    start_model, _ = context.load_model(parent)
     judged_on = answerable(context, heldout_prompts(context), tokenizer, policy.config.max_length)
     origin = context if settings.comparisons is None else context.named(settings.comparisons)
     with context.leader_first():
@@ -56,7 +56,7 @@ def run_dpo(context: Context) -> dict[str, Any]:
     figures: dict[str, Any] = dict(settle(context, policy, adapter, parent))
     save(policy, tokenizer, context.folder / "model", context.provenance(totals.steps, parent))
     accuracy, interval = implicit_accuracy(context, policy, held_items, tokenizer)
-    reward = load_reward(context.last_model("reward"), tokenizer) if context.has("reward") else None
+    reward = load_reward(context, context.last_model("reward"), tokenizer) if context.has("reward") else None
     figures |= compare(context, start_model, policy, reward, tokenizer, judged_on)
     figures |= alignment_tax(context, start_model, policy, tokenizer)
     return {
@@ -97,8 +97,8 @@ def run_best_of_n(context: Context) -> dict[str, Any]:
     """Sample n replies to each prompt, learn the one that the reward likes best, compare with the SFT model."""
     settings = context.settings
     parent = context.start_model()
-    policy, tokenizer = load(parent)
-    start_model, _ = load(parent)
+    policy, tokenizer = context.load_model(parent)
+    start_model, _ = context.load_model(parent)
     judged_on = answerable(context, heldout_prompts(context), tokenizer, policy.config.max_length)
     reward = chosen_reward(context, tokenizer)
     prompts, completions = _sample(context, start_model, tokenizer)

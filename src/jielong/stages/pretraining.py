@@ -63,7 +63,7 @@ def run_pretrain(context: Context) -> dict[str, Any]:
         nats, num_tokens = heldout_nats(model, heldout, context.runtime)
         return {"heldout_loss_nats": nats / num_tokens, "heldout_bits_per_byte": bits_per_byte(nats, heldout_bytes)}
 
-    openings = _openings(tokenizer, corpus / "heldout.jsonl", config.max_length - MOST_TOKENS - 2)
+    openings = _openings(tokenizer, corpus / "heldout.jsonl", config.max_length)
     speak = speaking(context, model, tokenizer, openings)
 
     def watch(step: int) -> dict[str, float]:
@@ -126,8 +126,10 @@ def heldout_rows(context: Context, tokenizer: Tokenizer, documents: Path) -> Row
     return rows
 
 
-def _openings(tokenizer: Tokenizer, heldout: Path, limit: int) -> list[tuple[str, list[int]]]:
-    """The first words of a few held-out documents, as text and as ids, at most `limit` of them."""
+def _openings(tokenizer: Tokenizer, heldout: Path, max_length: int) -> list[tuple[str, list[int]]]:
+    """The first words of a few held-out documents, as text and as ids, few enough that a continuation fits behind."""
+    room = max_length - MOST_TOKENS - 2
+    limit = room if room > 0 else max_length // 2  # a context that is shorter than a continuation is halved
     texts = [record["text"] for record in islice(each_jsonl(heldout), 6)]
     prompts = [text[: max(12, len(text) // 8)] for text in texts]
     return [(prompt, [*tokenizer.prefix_ids, *tokenizer.encode(prompt)][:limit]) for prompt in prompts]

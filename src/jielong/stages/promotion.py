@@ -24,7 +24,7 @@ from jielong.align.dpo import with_reference
 from jielong.data.tally import duels
 from jielong.errors import DataError
 from jielong.evaluate.gold import Gold, bootstrap_ci95, win_rates
-from jielong.folder import load, model_hash
+from jielong.folder import model_hash
 from jielong.generate.engine import Completion
 from jielong.model.transformer import Transformer
 from jielong.recipe.promotion import ALIGNED
@@ -127,7 +127,7 @@ def _by_reward(context: Context, old: Path, new: Path) -> Judged:
     """
     models, tokenizer = _both(context, old, new)
     origin = context.named(_reward_name(context))
-    reward = load_reward(origin.folder / "model", tokenizer)
+    reward = load_reward(context, origin.folder / "model", tokenizer)
     heldout = gather_comparisons(origin, models[0], tokenizer).heldout
     prompts = {comparison.prompt: {"messages": comparison.messages} for comparison in heldout}
     asked, replies = _answered(context, models, tokenizer, list(prompts.values())[: context.settings.judged_prompts])
@@ -169,9 +169,9 @@ def _reward_name(context: Context) -> str:
 
 
 def _both(context: Context, old: Path, new: Path) -> tuple[tuple[Transformer, Transformer], Tokenizer]:
-    """((old, new) where the run computes, their tokenizer)."""
-    (before, tokenizer), (after, _) = load(old), load(new)
-    return (before.to(context.runtime.device), after.to(context.runtime.device)), tokenizer
+    """((old, new), their tokenizer)."""
+    (before, tokenizer), (after, _) = context.load_model(old), context.load_model(new)
+    return (before, after), tokenizer
 
 
 def _answered(

@@ -222,12 +222,13 @@ def micro_batches(context: Context, most: int | None = None) -> tuple[int, int]:
     """(rows of a micro-batch, micro-batches a step) so that every process gets as many as the settings say.
 
     The rows of a step are the same whatever the number of processes, so that a run may go on with another.
-    most: so many rows there are; a smaller corpus than a batch is one batch.
+    most: so many rows there are; of fewer than batch_rows as many as can be shared equally are one batch.
     Raises UsageError when the settings' batch_rows cannot be shared equally.
     """
     settings, runtime = context.settings, context.runtime
-    wanted = settings.batch_rows if most is None else min(settings.batch_rows, most)
-    rows = rows_each(f"[{context.name}] batch_rows", wanted, runtime)
+    rows = rows_each(f"[{context.name}] batch_rows", settings.batch_rows, runtime)
+    if most is not None:
+        rows = max(1, min(rows, most // runtime.world_size))
     return rows, settings.accumulate * runtime.world_size
 
 

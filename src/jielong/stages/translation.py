@@ -24,7 +24,7 @@ from jielong.model.recurrent import Recurrent, RecurrentConfig
 from jielong.model.structure import StructuredTransformer
 from jielong.model.transformer import Transformer
 from jielong.runtime import derive_seed
-from jielong.stages.context import Context, write_json
+from jielong.stages.context import CHECKPOINTS, Context, write_json
 from jielong.stages.training import train
 from jielong.tensors import write_tensors
 from jielong.tokenizer import Tokenizer
@@ -57,7 +57,6 @@ def run_translate(context: Context) -> dict[str, Any]:
     _save(context, model, tokenizer, totals.steps)
     context.progress.say(f"{context.name}: translating {len(validation)} validation sentences")
     figures = watch.measure()
-    watch.clear()
     epochs = totals.steps / loader.num_steps_per_epoch
     return {
         **figures,
@@ -150,7 +149,7 @@ class _Watch:
     ) -> None:
         self._context, self._model, self._pairs, self._heldout = context, model, pairs, heldout
         self._settings = context.settings
-        self._snapshots = context.folder / "snapshots"
+        self._snapshots = context.folder / CHECKPOINTS / "snapshots"  # they go when checkpoints do, and no sooner
         self._translator = Translator(model, tokenizer)
         self._objective = translation(0.0)
         self.last: dict[str, float] = {}  # figures of the newest evaluation
@@ -204,12 +203,6 @@ class _Watch:
             "bleu_by_source_words": bleu_by_length(texts, beamed, references, settings.to_language),
             "averaged_evaluations": len(self._files()),
         }
-
-    def clear(self) -> None:
-        """Remove the weights that were averaged."""
-        for path in self._files():
-            path.unlink()
-        self._snapshots.rmdir()
 
     def _files(self) -> list[Path]:
         return sorted(self._snapshots.glob("step-*.safetensors"))

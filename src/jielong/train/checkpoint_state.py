@@ -34,19 +34,25 @@ def tied_keys(model: nn.Module) -> dict[str, str]:
     return tied
 
 
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
+def weights_of(model: nn.Module, copied: bool = False) -> dict[str, Tensor]:
+    """{key: tensor on the CPU}, each memory once. copied: none of it is the model's own memory."""
     state = model.state_dict()
-    return {key: _plain(state[key]) for key, first in tied_keys(model).items() if key == first}
+    return {key: _plain(state[key], copied) for key, first in tied_keys(model).items() if key == first}
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
+def moments_of(optimizer: Optimizer, copied: bool = False) -> dict[str, Tensor]:
+    """{"PARAMETER.NAME": tensor on the CPU}; parameters are numbered through the groups, as torch does.
 
-
-def moments_of(optimizer: Optimizer) -> dict[str, Tensor]:
-    """{"PARAMETER.NAME": tensor}; parameters are numbered through the groups, as torch does."""
+    copied: as for weights_of.
+    """
     states = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": _plain(value) for number, state in states.items() for name, value in state.items()}
+    named = {f"{number}.{name}": value for number, state in states.items() for name, value in state.items()}
+    return {name: _plain(value, copied) for name, value in named.items()}
+
+
+def _plain(tensor: Tensor, copied: bool) -> Tensor:
+    """Off a GPU it comes as a copy in any case, and only as one."""
+    return tensor.detach().to("cpu", copy=copied).contiguous()
 
 
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from jielong.errors import CheckpointError
 from jielong.runtime import Runtime
 from jielong.tensors import write_tensors
 from jielong.train.checkpoint_folder import appearing, complete, discard, unfinished_of
@@ -37,8 +38,8 @@ class CheckpointWriter:
     runtime: as for save_checkpoint; with weights that are shared out all processes make and leave the writer together.
     beside: `save` copies what is to be saved, and a thread writes it while training goes on; the checkpoint gets its
     name at the next `save`, at `finish` or at the end of the `with`, where what went wrong is raised, too. A training
-    that ends by an error still gets its last checkpoint, but where weights are shared out, for which all would have to
-    agree: that one is then lost, and the one before it is there.
+    that ends by an error still gets its last checkpoint (where that fails as well, both are told), but where weights
+    are shared out, for which all would have to agree: that one is then lost, and the one before it is there.
     """
 
     def __init__(self, folder: Path, runtime: Runtime | None = None, beside: bool = False, keep: int = 2) -> None:
@@ -54,10 +55,14 @@ class CheckpointWriter:
     def __enter__(self) -> CheckpointWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *what: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         try:
             if kind is None or not self._shared_out:
                 self.finish()
+        except CheckpointError as lost:
+            if kind is None:
+                raise
+            raise CheckpointError(f"{lost} Before that, training had ended: {kind.__name__}: {error}") from error
         finally:
             if self._thread is not None:
                 self._thread.shutdown()
@@ -104,14 +109,14 @@ class CheckpointWriter:
         description: dict[str, Any],
     ) -> Callable[[], None]:
         """A checkpoint by this process alone. Returns what waits for it."""
-        tensors = {weights_file(name): weights_of(model) for name, model in models.items()}
-        tensors |= {moments_file(name): moments_of(optimizer) for name, optimizer in optimizers.items()}
+        beside = self._thread is not None
+        tensors = {weights_file(name): weights_of(model, beside) for name, model in models.items()}
+        tensors |= {moments_file(name): moments_of(optimizer, beside) for name, optimizer in optimizers.items()}
         description["tensors"] = {file: len(content) for file, content in tensors.items()}
         text = _as_text(description)
         if self._thread is None:
             return partial(_write_whole, target, tensors, text)
-        copies = {file: {key: value.clone() for key, value in content.items()} for file, content in tensors.items()}
-        return self._thread.submit(_write_whole, target, copies, text).result
+        return self._thread.submit(_write_whole, target, tensors, text).result
 
     def _begin_shards(
         self,

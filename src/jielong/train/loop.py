@@ -124,9 +124,7 @@ def train_step(
 
 
 def _counted(micro_batches: Sequence[MicroT], runtime: Runtime) -> tuple[int, int]:
-    """Units and tokens of all processes' micro-batches. Raises TrainingError for shares that cannot go together."""
-    if runtime.mesh is not None:
-        check_equal_shares(len(micro_batches), runtime)
+    """Units and tokens of all processes' micro-batches."""
     own_tokens = sum(int((batch.segments > 0).sum()) for batch in micro_batches)
     num_units, num_tokens = total([sum(batch.num_units for batch in micro_batches), own_tokens], runtime)
     return int(num_units), int(num_tokens)
@@ -193,7 +191,8 @@ def fit(
     schedule: multiplier of each group's `initial_lr` at a step (see schedule.multiplier).
     Both are asked with steps counted from 0; the StepStats say how many steps are done, from start + 1 to num_steps.
     The caller may switch the model to eval() in its body; every step trains in train() mode.
-    Raises UsageError for settings out of range, TrainingError as train_step.
+    Raises UsageError for settings out of range, TrainingError as train_step, and where weights are shared out for
+    processes with different numbers of micro-batches.
     """
     if not (config.clip > 0 and 0 <= config.start):
         raise UsageError(f"fit: clip = {config.clip} must be above 0 and start = {config.start} not negative")
@@ -206,6 +205,8 @@ def fit(
         started = time.perf_counter()
         model.train()
         micro_batches = next(ahead)
+        if runtime.mesh is not None:  # not in train_step: the models of PPO are whole in every process
+            check_equal_shares(len(micro_batches), runtime)
         set_learning_rate(optimizer, schedule(step))
         stats = train_step(model, optimizer, micro_batches, objective, runtime, config.clip, step + 1)
         yield replace(stats, seconds=time.perf_counter() - started)

@@ -127,7 +127,8 @@ def build_optimizer(
     """Fused AdamW over the trainable parameters of `model`, with Muon for its layers' matrices where config says so.
 
     Each group remembers its peak as `initial_lr`. A tied matrix is trained once. apart: as for decay_groups.
-    muon: ShardedMuon where matrices are shared out. A model without layers, as two LSTMs, is AdamW's alone.
+    muon: ShardedMuon where matrices are shared out. A model without layers, as two LSTMs, is AdamW's alone; one of
+    which nothing but such matrices learns, as with LoRA, is Muon's.
     Raises UsageError when nothing is trainable.
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101 (decoupled decay: it is scaled by the learning rate).
     """
@@ -135,14 +136,13 @@ def build_optimizer(
     if not trained:
         raise UsageError("optimizer: the model has no trainable parameter (all have requires_grad = False)")
     optimizer: torch.optim.Optimizer
-    matrices = [] if config.matrix_learning_rate is None else layer_matrices(model)
-    if config.matrix_learning_rate is not None and matrices:
-        rate, decay = config.matrix_learning_rate, config.weight_decay
+    rate = config.matrix_learning_rate
+    matrices = [] if rate is None else layer_matrices(model)
+    if rate is not None and matrices:
+        of_matrices = muon(matrices, lr=rate, weight_decay=config.weight_decay, momentum=0.95, nesterov=True)
         chosen = {id(parameter) for parameter in matrices}
         rest = [parameter for parameter in trained if id(parameter) not in chosen]
-        optimizer = MuonAdamW(
-            muon(matrices, lr=rate, weight_decay=decay, momentum=0.95, nesterov=True), _adamw(rest, config, apart)
-        )
+        optimizer = MuonAdamW(of_matrices, _adamw(rest, config, apart)) if rest else of_matrices
     else:
         optimizer = _adamw(trained, config, apart)
     for group in optimizer.param_groups:
@@ -151,7 +151,7 @@ def build_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, multiplier: float) -> float:
-    """Set every group to its peak times `multiplier`; returns the rate of the last group, which is AdamW's."""
+    """Set every group to its peak times `multiplier`; returns the rate of the last group: AdamW's, if it has any."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * multiplier
     return float(optimizer.param_groups[-1]["lr"])

@@ -262,9 +262,10 @@ def check_equal_weights(model: nn.Module, runtime: Runtime) -> None:
     if runtime.num_processes == 1:
         return
     for name, parameter in model.named_parameters():
-        first = parameter.detach().clone()
+        own = parameter.detach().to(runtime.device)  # NCCL sends nothing that lies on the CPU, where models are made
+        first = own.clone()
         dist.broadcast(first, 0)
-        differs = total_of_all([float(not torch.equal(first, parameter.detach()))], runtime)[0]
+        differs = total_of_all([float(not torch.equal(first, own))], runtime)[0]
         if differs:
             raise TrainingError(
                 f"{name} is not the same in all {runtime.num_processes} processes before training begins"
