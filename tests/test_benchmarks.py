@@ -247,7 +247,7 @@ def test_contenders_take_turns(script: Any) -> None:
 
 
 SCRIPTS = ["seeds", "shakespeare", "training_speed", "decode_speed", "load_speed", "labels_curve", "gpt1_ablation"]
-SCRIPTS += ["engine_speed", "serve_load", "beam_speed", "loader_speed"]
+SCRIPTS += ["engine_speed", "serve_load", "beam_speed", "loader_speed", "gradient_overlap"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -283,6 +283,18 @@ def test_training_speed_in_miniature(script: Any, monkeypatch: pytest.MonkeyPatc
     rows = speed.measure("jie-xs", runtime, chosen)
     assert [row[2] for row in rows] == ["jielong, packed", "jielong, unpacked", "transformers, unpacked"]
     assert rows[-1][-1] == "1.00"
+
+
+def test_gradient_overlap_in_miniature(
+    script: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    overlap = script("gradient_overlap")
+    monkeypatch.setattr(overlap, "relaunch_with_allocator", lambda: None)
+    sizes = ["--vocab-size", "300", "--batch-rows", "2", "--context-tokens", "16", "--blocks", "2", "--steps", "1"]
+    assert overlap.main(["--presets", "jie-xs", "--dtype", "float32", *sizes]) == 0
+    table = capfd.readouterr().out.splitlines()
+    assert [line.split("|")[2].strip() for line in table[2:5]] == [overlap.ALONE, overlap.AFTER, overlap.DURING]
+    assert table[3].split("|")[-2].strip() == "1.00" and "2 processes" in table[6]
 
 
 def test_both_engines_decode_the_same_tokens(script: Any) -> None:

@@ -27,7 +27,7 @@ from jielong.runtime import detect
 from jielong.train.loop import train_step
 from jielong.train.objectives import next_token
 from jielong.train.optim import OptimizerConfig, build_optimizer
-from jielong.train.parallel import check_agreement, check_equal_weights, joined, sum_gradients
+from jielong.train.parallel import check_agreement, check_equal_weights, joined
 
 torch.set_num_threads(1)
 runtime = detect("cpu", "float32")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 from jielong.errors import TrainingError, UsageError
 from jielong.runtime import Runtime
 from jielong.train.ahead import made_ahead
+from jielong.train.gradient_sums import GradientSums
 from jielong.train.objectives import ModelT, Objective
 from jielong.train.optim import set_learning_rate
-from jielong.train.parallel import check_equal_shares, sum_gradients, total
+from jielong.train.parallel import check_equal_shares, total
 
 SelfT = TypeVar("SelfT")
 
@@ -100,16 +102,18 @@ def train_step(
     if num_units == 0:
         return StepStats(step, 0.0, 0.0, learning_rate, 0, num_tokens, time.perf_counter() - started, skipped=True)
     optimizer.zero_grad(set_to_none=True)
-    sums: list[Tensor] = []
-    totals: dict[str, Tensor] = {}
-    for batch in micro_batches:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = GradientSums(model, parameters, runtime)
+    sums, totals = list[Tensor](), dict[str, Tensor]()
+    for number, batch in enumerate(micro_batches, start=1):
         with runtime.autocast():
             loss_sum, metrics = objective(model, batch.to(runtime.device))
-        (loss_sum / num_units).backward()
+        with gradients.as_they_come() if number == len(micro_batches) else nullcontext():
+            (loss_sum / num_units).backward()
         sums.append(loss_sum.detach())
         for name, value in metrics.items():
             totals[name] = totals[name] + value.detach() if name in totals else value.detach()
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients.finish()
     grad_norm = _sum_and_clip(parameters, clip, runtime)
     losses = torch.stack(sums).tolist() if sums else []
     told = total([sum(losses), *(float(totals[name]) for name in sorted(totals))], runtime)
@@ -135,9 +139,8 @@ def _pinned(batch: MicroT) -> MicroT:
 
 
 def _sum_and_clip(parameters: Sequence[nn.Parameter], clip: float, runtime: Runtime) -> float:
-    """Sum gradients over processes and bound their global norm; returns what it was."""
+    """Bound the global norm of gradients, and sum first what shared-out layers leave to sum; returns what it was."""
     if runtime.mesh is None:
-        sum_gradients(parameters, runtime)
         return float(nn.utils.clip_grad_norm_(parameters, clip))
     from jielong.train import sharding  # here: it takes seconds to import, see there
 

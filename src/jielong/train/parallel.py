@@ -3,14 +3,14 @@
 Which rows make up a step does not depend on how many processes there are (see `data.loader`), and neither does what
 the loss is divided by: the units of all rows, counted over all processes. So a run goes on with another number of them
 where it stopped.
-Source: data parallelism as in Li et al. 2020, arXiv:2006.15704, without its overlap of backward and sum.
+Source: data parallelism as in Li et al. 2020, arXiv:2006.15704; see gradient_sums.py.
 """
 
 from __future__ import annotations
 
 import datetime
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -25,8 +25,9 @@ from jielong.model.config import ModelConfig
 from jielong.runtime import Runtime
 
 ItemT = TypeVar("ItemT")
+TensorT = TypeVar("TensorT", bound=Tensor)
 
-BUCKET_BYTES = 64 << 20  # gradients are summed in pieces of about so much, each copied once
+BUCKET_BYTES = 64 << 20  # tensors are summed in pieces of about so much, each copied once
 # How long a process waits for the others. One may curate or encode a large corpus while they wait, so it is long; that
 # one has died is noticed at once, for the connection closes, and by torchrun, which then ends them all.
 TIMEOUT = datetime.timedelta(days=2)
@@ -143,6 +144,22 @@ def reduce_sum(tensor: Tensor, runtime: Runtime, group: dist.ProcessGroup | None
         raise _lost(error, runtime) from None
 
 
+def begin_sum(tensor: Tensor, runtime: Runtime, group: dist.ProcessGroup | None) -> Callable[[], None]:
+    """`reduce_sum` beside what goes on: returns what waits for it. Both raise TrainingError when a process is gone."""
+    try:
+        work = dist.all_reduce(tensor, group=group, async_op=True)
+    except RuntimeError as error:
+        raise _lost(error, runtime) from None
+
+    def wait() -> None:
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise _lost(error, runtime) from None
+
+    return wait
+
+
 def _lost(error: RuntimeError, runtime: Runtime) -> TrainingError:
     return TrainingError(
         f"process {runtime.process} of {runtime.num_processes} has lost another one, which says why in its own "
@@ -221,34 +238,22 @@ def from_leader(values: Sequence[float] | None, num: int, runtime: Runtime) -> l
     return [float(value) for value in told.tolist()]
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter], runtime: Runtime) -> None:
-    """Replace each parameter's gradient by its sum over all processes; one without a gradient here counts as zero."""
-    if runtime.world_size == 1:
-        return
-    grads = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        grads.append(parameter.grad)
-    sum_tensors(grads, runtime)
-
-
 def sum_tensors(tensors: Iterable[Tensor], runtime: Runtime) -> None:
     """Replace each tensor by its sum over the processes that read different rows, in place."""
-    for bucket in _buckets(tensors):
+    for bucket in buckets(tensors, BUCKET_BYTES):
         flat = torch.cat([one.flatten() for one in bucket])
         reduce_sum(flat, runtime, runtime.group)
         for one, piece in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
             one.copy_(piece.view_as(one))
 
 
-def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+def buckets(tensors: Iterable[TensorT], most_bytes: int) -> Iterator[list[TensorT]]:
     """Tensors in their order, cut where a bucket is full or the dtype changes."""
-    bucket: list[Tensor] = []
+    bucket: list[TensorT] = []
     num_bytes = 0
     for tensor in tensors:
         size = tensor.numel() * tensor.element_size()
-        if bucket and (num_bytes + size > BUCKET_BYTES or tensor.dtype != bucket[0].dtype):
+        if bucket and (num_bytes + size > most_bytes or tensor.dtype != bucket[0].dtype):
             yield bucket
             bucket, num_bytes = [], 0
         bucket.append(tensor)
