@@ -290,14 +290,14 @@ def _check_layout(recipe: Recipe, where: str) -> None:
     how = f"tensor_parallel = {run.tensor_parallel}" if run.tensor_parallel > 1 else f'sharding = "{run.sharding}"'
     for stage in recipe.stages:
         here, settings = f"{where} [{stage.name}]", stage.settings.__dict__
-        if stage.kind == "translate":
+        if stage.kind == "translate" and stage.settings.architecture != "transformer":
             raise RecipeError(
-                f"{here}: a stage of kind translate averages whole weights and decodes while it learns, so [run] {how} "
-                "is not for it; leave that out"
+                f"{here}: [run] {how} shares out the layers of a Transformer, and architecture = "
+                f"'{stage.settings.architecture}' is none; leave that out, or set architecture = 'transformer'"
             )
         if run.tensor_parallel > 1 and settings.get("lora") is not None and stage.kind not in POLICIES:
             raise RecipeError(f"{here}: layers with an adapter are not cut into parts; delete lora, or [run] {how}")
-        if stage.kind in ("pretrain", "mlm"):
+        if stage.kind in ("pretrain", "mlm", "translate"):
             config = ModelConfig(vocab_size=1, max_length=1, **stage.settings.model.sizes())
             try:
                 check_divisible(config, run.tensor_parallel)

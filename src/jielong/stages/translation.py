@@ -24,11 +24,13 @@ from jielong.model.recurrent import Recurrent, RecurrentConfig
 from jielong.model.structure import StructuredTransformer
 from jielong.model.transformer import Transformer
 from jielong.runtime import derive_seed
-from jielong.stages.context import CHECKPOINTS, Context, write_json
+from jielong.stages.context import Context, write_json
 from jielong.stages.training import train
 from jielong.tensors import write_tensors
 from jielong.tokenizer import Tokenizer
 from jielong.train.objectives import translation
+from jielong.train.parallel import wait_for_all
+from jielong.train.whole import whole_model
 
 NUM_SAMPLES = 24
 Encoded = tuple[list[Sequence[int]], list[Sequence[int]]]  # sources and targets, as the model reads them
@@ -45,9 +47,7 @@ def run_translate(context: Context) -> dict[str, Any]:
     heldout = encode(tokenizer, validation, settings.context_tokens, None)
     parts = context.runtime.world_size
     loader = PairLoader(*encoded, settings.batch_tokens, context.seed, settings.accumulate, parts)
-    model = build(context, tokenizer.vocab_size)
-    model.init_weights(context.runtime.generator(context.name, "weights"))
-    model.to(context.runtime.device)
+    model = _beginning(context, tokenizer.vocab_size)
     watch = _Watch(context, model, tokenizer, validation, heldout)
     torch.manual_seed(derive_seed(context.seed, "dropout"))  # a resumed run goes on with the state it left
     num_steps = settings.steps(loader.num_steps_per_epoch)
@@ -60,7 +60,7 @@ def run_translate(context: Context) -> dict[str, Any]:
     epochs = totals.steps / loader.num_steps_per_epoch
     return {
         **figures,
-        "heldout_loss_nats": watch.loss(),
+        "heldout_loss_nats": watch.loss(model),
         "last_heldout_loss_nats": watch.last["heldout_loss_nats"],
         "pairs": len(encoded[0]),
         "validation_pairs": len(validation),
@@ -129,6 +129,16 @@ def build(context: Context, vocab_size: int) -> TranslationModel:
     return Recurrent(RecurrentConfig(vocab_size, settings.context_tokens, width, settings.recurrent_layers, dropout))
 
 
+def _beginning(context: Context, vocab_size: int) -> TranslationModel:
+    """The model before its first step; without memory, for `train` to fill, where no process is to hold all of it."""
+    if context.runtime.mesh is not None:
+        with torch.device("meta"):
+            return build(context, vocab_size)
+    model = build(context, vocab_size)
+    model.init_weights(context.runtime.generator(context.name, "weights"))
+    return model.to(context.runtime.device)
+
+
 def _save(context: Context, model: TranslationModel, tokenizer: Tokenizer, num_steps: int) -> None:
     """The model folder; of a model of the structure lab, which no engine reads, the weights alone."""
     folder, provenance = context.folder / "model", context.provenance(num_steps)
@@ -142,46 +152,51 @@ def _save(context: Context, model: TranslationModel, tokenizer: Tokenizer, num_s
 
 
 class _Watch:
-    """What is measured on the validation pairs, and the weights to be averaged, which each evaluation leaves."""
+    """What is measured on the validation pairs, and the weights to be averaged, which each evaluation leaves.
+
+    They lie beside the checkpoints and go with them: the leading process writes them, all read them, and a run that
+    goes on, with however many processes, finds them. Where no process has all weights, an evaluation reads a copy.
+    """
 
     def __init__(
         self, context: Context, model: TranslationModel, tokenizer: Tokenizer, pairs: list[Pair], heldout: Encoded
     ) -> None:
         self._context, self._model, self._pairs, self._heldout = context, model, pairs, heldout
-        self._settings = context.settings
-        self._snapshots = context.folder / CHECKPOINTS / "snapshots"  # they go when checkpoints do, and no sooner
-        self._translator = Translator(model, tokenizer)
+        self._settings, self._tokenizer = context.settings, tokenizer
+        self._snapshots = context.checkpoints / "snapshots"  # they go when checkpoints do, and no sooner
         self._objective = translation(0.0)
         self.last: dict[str, float] = {}  # figures of the newest evaluation
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Loss on all validation pairs, BLEU of greedy translations of the first; keeps the weights of this step."""
-        path = self._snapshots / f"step-{step:06d}.safetensors"
-        write_tensors(path, {name: value.detach().cpu() for name, value in self._model.named_parameters()})
-        for old in self._files()[: -self._settings.average_last]:
-            old.unlink()
-        self._model.eval()
+        model = whole_model(self._model, self._context.runtime)
+        if self._context.leads:
+            path = self._snapshots / f"step-{step:06d}.safetensors"
+            write_tensors(path, {name: value.detach().cpu() for name, value in model.named_parameters()})
+            for old in self._files()[: -self._settings.average_last]:
+                old.unlink()
         shown = self._pairs[: self._settings.watch_pairs]
-        scores = self._scores(self._translate(shown, 1), shown)
-        self.last = {"heldout_loss_nats": self.loss(), "watched_bleu": scores["bleu"]}
+        scores = self._scores(self._translate(model, shown, 1), shown)
+        self.last = {"heldout_loss_nats": self.loss(model), "watched_bleu": scores["bleu"]}
         return self.last
 
     @torch.no_grad()
-    def loss(self) -> float:
+    def loss(self, model: TranslationModel) -> float:
         """Nats a token of the validation targets, end included, without smoothing."""
-        self._model.eval()
+        model.eval()
         runtime, nats, units = self._context.runtime, 0.0, 0
         order = sorted(range(len(self._heldout[0])), key=lambda index: len(self._heldout[1][index]))
         for first in range(0, len(order), 64):
             chosen = order[first : first + 64]
             batch = pair_batch(*([side[index] for index in chosen] for side in self._heldout)).to(runtime.device)
             with runtime.autocast():
-                nats += float(self._objective(self._model, batch)[0])
+                nats += float(self._objective(model, batch)[0])
             units += batch.num_units
         return nats / units
 
     def average(self) -> None:
-        """The model's weights become the mean of the last evaluations'."""
+        """The model's weights, all of which every process has by now, become the mean of the last evaluations'."""
+        wait_for_all(self._context.runtime)  # the last of them is being written
         with torch.no_grad(), ExitStack() as stack:
             files = [stack.enter_context(safe_open(path, framework="pt")) for path in self._files()]
             for name, parameter in self._model.named_parameters():  # one of it at a time, not all the models
@@ -190,7 +205,7 @@ class _Watch:
     def measure(self) -> dict[str, Any]:
         """BLEU and chrF of all validation pairs, by beam search and greedily, and by the source's length."""
         settings = self._settings
-        beamed, greedy = (self._translate(self._pairs, beam) for beam in (settings.beam, 1))
+        beamed, greedy = (self._translate(self._model, self._pairs, beam) for beam in (settings.beam, 1))
         texts, references = ([pair[side] for pair in self._pairs] for side in (0, 1))
         samples = [
             {"prompt": text, "reference": reference, "translation": found}
@@ -207,9 +222,10 @@ class _Watch:
     def _files(self) -> list[Path]:
         return sorted(self._snapshots.glob("step-*.safetensors"))
 
-    def _translate(self, pairs: Sequence[Pair], beam: int) -> list[str]:
+    def _translate(self, model: TranslationModel, pairs: Sequence[Pair], beam: int) -> list[str]:
         config = BeamConfig(beam, self._settings.length_penalty)
-        return [found[0].text for found in self._translator.translate([text for text, _ in pairs], config)]
+        found = Translator(model, self._tokenizer).translate([text for text, _ in pairs], config)
+        return [best[0].text for best in found]
 
     def _scores(self, found: Sequence[str], pairs: Sequence[Pair]) -> dict[str, Any]:
         return corpus_scores(found, [reference for _, reference in pairs], self._settings.to_language)

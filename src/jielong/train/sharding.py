@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +105,34 @@ def sharded_modules(model: nn.Module) -> list[FSDPModule]:
 
 
 @torch.no_grad()
+def whole_weights(model: Transformer, runtime: Runtime) -> Iterator[tuple[str, Tensor]]:
+    """(name, all of it) of one parameter after the other, with the rows that it had before layers were cut.
+
+    All processes take all of them, in step: each is gathered when it is asked for.
+    """
+    for name, parameter in model.named_parameters():
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+        yield name, in_own_order(name, whole, model.config, runtime.tensor_size)
+
+
+@torch.no_grad()
+def whole_copy(model: Transformer, runtime: Runtime) -> Transformer:
+    """A second model, all of it in every process, with the weights that the sharded one has now; to read with alone.
+
+    For what calls a model so often, or so differently in each process, that layers cannot be gathered for each call:
+    decoding. It costs the whole weights, in float32, beside the shares, until it is let go. All processes call this.
+    """
+    with torch.device("meta"):
+        copied = Transformer(model.config)
+    copied.to_empty(device=runtime.device)
+    copied.build_tables()
+    places = dict(copied.named_parameters())
+    for name, whole in whole_weights(model, runtime):
+        places[name].copy_(whole)
+    return copied.eval().requires_grad_(False)
+
+
+@torch.no_grad()
 def unshard(model: Transformer, skeleton: Transformer, runtime: Runtime) -> None:
     """Make the model what it was before `shard`, in place, with what it has learned; every process has all of it.
 
@@ -113,10 +140,8 @@ def unshard(model: Transformer, skeleton: Transformer, runtime: Runtime) -> None
     """
     places: dict[int, Tensor] = {}
     empty = dict(skeleton.named_parameters())
-    for name, parameter in model.named_parameters():
-        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
-        whole = in_own_order(name, whole, model.config, runtime.tensor_size)
-        places[id(empty[name])] = nn.Parameter(whole, parameter.requires_grad)
+    for name, whole in whole_weights(model, runtime):
+        places[id(empty[name])] = nn.Parameter(whole, model.get_parameter(name).requires_grad)
     for module in skeleton.modules():
         for name, place in module.named_parameters(recurse=False):
             module.register_parameter(name, places[id(place)])  # type: ignore[arg-type]
@@ -130,21 +155,6 @@ def rebind(adapter: nn.Module, model: nn.Module) -> None:
     if isinstance(adapter, Adapter):
         for name in list(dict(adapter.named_parameters())):
             adapter.register_parameter(name, model.get_parameter(name.replace("/", ".")))
-
-
-@contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """Within the block every process has all weights, so that each may call the model as often as it likes."""
-    modules = sharded_modules(model)
-    for module in modules:
-        module.set_reshard_after_forward(False, recurse=False)
-        module.unshard()
-    try:
-        yield
-    finally:
-        for number, module in enumerate(modules):
-            module.set_reshard_after_forward(number > 0, recurse=False)
-            module.reshard()
 
 
 @torch.no_grad()
@@ -192,6 +202,18 @@ def _num_copies(tensor: Tensor, runtime: Runtime) -> int:
     sizes = zip(tensor.placements, tensor.device_mesh.shape, strict=True)
     parts = math.prod(size for placement, size in sizes if not placement.is_replicate())
     return runtime.num_processes // parts
+
+
+def is_in_parts(model: nn.Module) -> bool:
+    """Whether a process holds less than all of the model: its weights are shared out, or its layers are cut."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def release(models: Iterable[nn.Module]) -> None:
+    """Let go of what stays gathered when a sharded model was only read: its embeddings, last norm and head."""
+    for model in models:
+        for module in sharded_modules(model):
+            module.reshard()
 
 
 def is_shared_out(tensor: Tensor) -> bool:
