@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from jielong.align.judges import ReplyScorer, RewardEnsemble
 from jielong.align.kl import KLController, build_controller
-from jielong.align.reward import RewardModel, scalar_from_policy
+from jielong.align.reward import RewardModel, reward_models, scalar_from_policy
 from jielong.align.rollout import Actors, weights_hash
 from jielong.align.settings import GRPOConfig, PolicyConfig, PPOConfig
 from jielong.errors import CheckpointError, TrainingError
 from jielong.model.transformer import Transformer
+from jielong.runtime import Runtime
 from jielong.tokenizer.tokenizer import Tokenizer
 from jielong.train.lora import Adapter, LoraConfig, attach, shared_copy, without_adapter
 from jielong.train.optim import OptimizerConfig, build_optimizer
@@ -97,19 +99,14 @@ def _critic(
     return critic
 
 
-def reward_models(reward: object) -> dict[str, RewardModel]:
-    """The reward models among what judges, by name: "reward", or "reward-1", ... of an ensemble."""
-    if isinstance(reward, RewardModel):
-        return {"reward": reward}
-    if not isinstance(reward, RewardEnsemble):
-        return {}
-    return {f"reward-{n}": model for n, model in enumerate(reward.models, start=1) if isinstance(model, RewardModel)}
-
-
 def _normalisation(reward: object) -> dict[str, object]:
     """Gain and bias of the reward models, as a checkpoint keeps them."""
     found = {name: {"gain": judge.gain, "bias": judge.bias} for name, judge in reward_models(reward).items()}
     return dict(found.get("reward", found))
+
+
+def _none(model: Transformer) -> list[torch.nn.Parameter]:
+    return []
 
 
 def assemble(
@@ -118,21 +115,30 @@ def assemble(
     frozen_hashes: dict[str, str],
     adapters: dict[str, Adapter] | None = None,
 ) -> Learner:
-    """A learner of given actors. Adam's epsilon is 1e-5: the usual 1e-8 makes the first steps too large."""
+    """A learner of given actors."""
+    controller = build_controller(config.kl_coefficient, config.target_kl, config.kl_horizon_episodes)
+    learner = Learner(actors, *build_optimizers(actors, config), controller, frozen_hashes, adapters or {}, None)
+    if config.ema_decay is None:
+        return learner
+    return replace(learner, average=copy.deepcopy(learner.models["policy"]).requires_grad_(False))
+
+
+def build_optimizers(
+    actors: Actors, config: PPOConfig | GRPOConfig, apart: Callable[[Transformer], list[torch.nn.Parameter]] = _none
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
+    """Those of policy and critic. Adam's epsilon is 1e-5: the usual 1e-8 makes the first steps too large.
+
+    apart: a model's parameters that lie otherwise than its rest, as for build_optimizer.
+    """
 
     def optimizer(model: Transformer, rate: float) -> torch.optim.Optimizer:
-        return build_optimizer(model, OptimizerConfig(rate, weight_decay=0.0, beta2=0.999, eps=1e-5))
+        return build_optimizer(model, OptimizerConfig(rate, weight_decay=0.0, beta2=0.999, eps=1e-5), apart(model))
 
     of_critic = None
     if isinstance(config, PPOConfig):
         assert actors.critic is not None, "PPO needs a critic"
         of_critic = optimizer(actors.critic, config.critic_learning_rate)
-    controller = build_controller(config.kl_coefficient, config.target_kl, config.kl_horizon_episodes)
-    of_policy = optimizer(actors.policy, config.learning_rate)
-    learner = Learner(actors, of_policy, of_critic, controller, frozen_hashes, adapters or {}, None)
-    if config.ema_decay is None:
-        return learner
-    return replace(learner, average=copy.deepcopy(learner.models["policy"]).requires_grad_(False))
+    return optimizer(actors.policy, config.learning_rate), of_critic
 
 
 @torch.no_grad()
@@ -155,12 +161,12 @@ def take_average(learner: Learner) -> None:
             now.copy_(kept)
 
 
-def checkpoint_state(learner: Learner, iteration: int) -> dict[str, object]:
-    """What to store beside weights and optimizers after `iteration` iterations: plain JSON.
+def checkpoint_state(learner: Learner, iteration: int, runtime: Runtime | None = None) -> dict[str, object]:
+    """What to store beside weights and optimizers after `iteration` iterations: plain JSON. runtime: see weights_hash.
 
     Raises TrainingError when the reference or the reward model is not what it was.
     """
-    check_frozen(learner)
+    check_frozen(learner, runtime)
     return {
         "iteration": iteration,
         "kl_coefficient": learner.kl.coefficient,
@@ -187,10 +193,13 @@ def restore(learner: Learner, state: dict[str, object]) -> int:
     return int(str(state["iteration"]))
 
 
-def check_frozen(learner: Learner) -> None:
-    """Raises TrainingError when the reference or the reward model has changed since the learner was built."""
+def check_frozen(learner: Learner, runtime: Runtime | None = None) -> None:
+    """Raises TrainingError when the reference or the reward model has changed since the learner was built.
+
+    runtime: see weights_hash.
+    """
     models: dict[str, torch.nn.Module] = {"reference": learner.actors.reference}
     models |= {name: judge.model for name, judge in reward_models(learner.actors.reward).items()}
     for name, model in models.items():
-        if name in learner.frozen_hashes and weights_hash(model) != learner.frozen_hashes[name]:
+        if name in learner.frozen_hashes and weights_hash(model, runtime) != learner.frozen_hashes[name]:
             raise TrainingError(f"the weights of the {name} changed during PPO; they must be frozen")

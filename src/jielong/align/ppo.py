@@ -120,6 +120,18 @@ def minibatches(rollout: Rollout, config: PolicyConfig, order: Sequence[int]) ->
         yield [trim(rollout.rows(rows[cut])) for cut in cuts]
 
 
+def even_share(batch: Sequence[Rollout], runtime: Runtime) -> list[Rollout]:
+    """This process's micro-batches of a minibatch; as many in each process where they compute together.
+
+    One that would have fewer reads a row that nothing is scored of.
+    """
+    own = own_share(batch, runtime)
+    if runtime.mesh is not None and len(own) * runtime.world_size < len(batch):
+        row = batch[0].rows(torch.zeros(1, dtype=torch.int64, device=batch[0].tokens.device))
+        own.append(replace(row, mask=torch.zeros_like(row.mask), num_units=0))
+    return own
+
+
 @dataclass
 class _Tally:
     """Means over the steps of one update."""
@@ -160,11 +172,12 @@ def update(
     objective = policy_loss(config, learner.actors.tokenizer.vocab_size)
     policy, tally, num_steps, stopped = learner.actors.policy, _Tally(), 0, False
     for batch in _passes(rollout, config, runtime, iteration):
+        own = even_share(batch, runtime)
         if isinstance(config, GRPOConfig) or iteration >= config.critic_warmup_iterations:
-            micro_batches: list[Rollout | Batch] = [*own_share(batch, runtime)]
+            micro_batches: list[Rollout | Batch] = [*own]
             if text is not None and config.ptx_coefficient > 0:
                 micro_batches.append(text_batch(text(num_steps)))
-            units = total([sum(part.num_units for part in own_share(batch, runtime))], runtime)[0]
+            units = total([sum(part.num_units for part in own)], runtime)[0]
             # every process reads the same text: each adds its part of the one term
             mixed = with_text(objective, config.ptx_coefficient, units / runtime.world_size)
             stats = train_step(
@@ -179,7 +192,6 @@ def update(
         if isinstance(config, PPOConfig):
             critic, optimizer = learner.actors.critic, learner.critic_optimizer
             assert critic is not None and optimizer is not None, "PPO needs a critic"
-            own = own_share(batch, runtime)
             stats = train_step(critic, optimizer, own, value_loss(config), runtime, config.gradient_clip, iteration)
             tally.add_step("critic", stats)
         num_steps += 1
@@ -240,7 +252,7 @@ def optimise(
         stats = _iterate(learner, prompts, config, runtime, iteration, rows)
         yield stats
         if stats.stopped or iteration + 1 == config.num_iterations:
-            check_frozen(learner)
+            check_frozen(learner, runtime)
         if stats.stopped:
             return
 

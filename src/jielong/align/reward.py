@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jielong.align.judges import RewardEnsemble
 from jielong.data.batch import PairBatch
 from jielong.errors import ModelError, TrainingError
 from jielong.folder import save
@@ -124,3 +125,12 @@ class RewardModel:
         if not (math.isfinite(gain) and math.isfinite(bias)):
             raise ModelError(f"{folder}/jielong.json: reward gain is {gain} and bias is {bias}; both must be finite")
         return cls(model.eval().requires_grad_(False), gain, bias)
+
+
+def reward_models(reward: object) -> dict[str, RewardModel]:
+    """The reward models among what judges, by name: "reward", or "reward-1", ... of an ensemble."""
+    if isinstance(reward, RewardModel):
+        return {"reward": reward}
+    if not isinstance(reward, RewardEnsemble):
+        return {}
+    return {f"reward-{n}": model for n, model in enumerate(reward.models, start=1) if isinstance(model, RewardModel)}

@@ -18,6 +18,7 @@ from jielong.align.comparisons import pad_rows
 from jielong.align.diversity import diversity_figures
 from jielong.align.judges import ReplyScorer, Scorer, judged_rows
 from jielong.align.kl import k1, k3
+from jielong.align.reward import reward_models
 from jielong.align.settings import PolicyConfig, PPOConfig
 from jielong.data.batch import Rollout
 from jielong.errors import TrainingError, UsageError
@@ -27,6 +28,7 @@ from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime, derive_seed
 from jielong.tokenizer.tokenizer import Tokenizer
 from jielong.train.parallel import from_leader, gather_rows, own_share
+from jielong.train.whole import released, whole_model, whole_weights
 
 # |engine - trainer| in nats: the largest in float32, the mean in bfloat16 (single tokens may be off by tenths there).
 LARGEST_GAP_FLOAT32 = 1e-4
@@ -44,6 +46,12 @@ class Actors:
     reward: Scorer | ReplyScorer
     tokenizer: Tokenizer
 
+    @property
+    def models(self) -> list[Transformer]:
+        """All that have weights: policy, critic, reference, reward models."""
+        readers = [model for model in (self.policy, self.critic, self.reference) if model is not None]
+        return [*readers, *(judge.model for judge in reward_models(self.reward).values())]
+
 
 def values_before(model: Transformer, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
     """The critic's value of the state in which each token was chosen: (B, T) float32.
@@ -55,10 +63,13 @@ def values_before(model: Transformer, tokens: Tensor, segments: Tensor | None = 
     return torch.cat([torch.zeros_like(scalar[:, :1]), scalar[:, :-1]], dim=1)
 
 
-def weights_hash(model: nn.Module) -> str:
-    """sha256 over the names and bytes of all weights: equal for equal models only."""
+def weights_hash(model: nn.Module, runtime: Runtime | None = None) -> str:
+    """sha256 over the names and bytes of all weights: equal for equal models only, however they lie over processes.
+
+    runtime: of a run whose processes may have parts of them, and which then call this together; None of a single one.
+    """
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in whole_weights(model, runtime):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -211,7 +222,7 @@ def _generate(
     A row's seed is its own whoever writes it, so that the replies do not depend on the number of processes.
     """
     rows = own_share(range(len(prompts)), runtime)
-    own = Engine(actors.policy, actors.tokenizer, runtime).generate(
+    own = Engine(whole_model(actors.policy, runtime), actors.tokenizer, runtime).generate(
         [prompts[row] for row in rows],
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
@@ -251,7 +262,7 @@ def sample(
         skipped = 1 - len(groups) / len(completions)
         completions, judged = [completions[row] for row in groups], torch.tensor([given[row] for row in groups])
     tokens, mask, segments, ends = (part.to(runtime.device) for part in lay_out(completions, actors.tokenizer.pad_id))
-    with runtime.autocast():
+    with runtime.autocast(), released(actors.models, runtime):
         read = _read(actors, tokens, mask, ends, config)
     score = read.scores if judged is None else judged.float().to(runtime.device)
     largest, mean = engine_gap(completions, read.logprobs, mask)

@@ -13,6 +13,7 @@ from jielong.align.ppo import optimise
 from jielong.align.reward import RewardModel
 from jielong.align.rollout import fitting_prompts
 from jielong.align.settings import GRPOConfig, PPOConfig
+from jielong.align.shared import shared_out
 from jielong.data.batch import Batch
 from jielong.data.loader import RowLoader
 from jielong.errors import ModelError
@@ -25,11 +26,11 @@ from jielong.stages.instruction import conversation_rows, conversations
 from jielong.stages.judging import Prompt, alignment_tax, answerable, compare, heldout_prompts, watcher
 from jielong.stages.speaking import speaking
 from jielong.stages.tokens import corpus_rows, mixed
-from jielong.stages.training import settle
+from jielong.stages.training import checkpoints, settle
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
 from jielong.train.checkpoint import latest_checkpoint, load_checkpoint
-from jielong.train.checkpoint_writer import CheckpointWriter
+from jielong.train.whole import whole_model
 
 NUM_WATCHED = 64  # prompts of the running gold curve: judged now and then, and told to nobody who trains
 
@@ -50,7 +51,8 @@ def run_policy(context: Context) -> dict[str, Any]:
     lora = settings.lora.config() if settings.lora is not None else None
     generator = context.runtime.generator(context.name, "lora")
     learner = build_learner(policy, reward, tokenizer, _optimisation(context), lora, generator)
-    num_iterations = _train(context, learner, ids, heldout)
+    with shared_out(learner, _optimisation(context), context.runtime) as learning:
+        num_iterations = _train(context, learning, ids, heldout)
     policy.eval()
     proxy = None if isinstance(reward, ReplyScorer) else reward
     unaveraged = _unaveraged(context, learner, start_model, proxy, heldout)
@@ -125,7 +127,7 @@ def _train(context: Context, learner: Learner, ids: list[list[int]], heldout: li
     policy, tokenizer, start = learner.actors.policy, learner.actors.tokenizer, 0
     found = latest_checkpoint(context.checkpoints)
     if found is not None:
-        _, state = load_checkpoint(found, learner.models, learner.optimizers)
+        _, state = load_checkpoint(found, learner.models, learner.optimizers, runtime)
         start = restore(learner, state)
         context.progress.say(f"{context.name}: going on from iteration {start}")
     metrics = context.metrics
@@ -136,7 +138,7 @@ def _train(context: Context, learner: Learner, ids: list[list[int]], heldout: li
     asked = [prompt["messages"] for prompt in heldout[:NUM_WATCHED]]
     openings = [(turns[-1]["content"], render(turns, tokenizer, reply=True)[0]) for turns in asked]
     speak = speaking(context, policy, tokenizer, openings)
-    with CheckpointWriter(context.checkpoints, beside=context.recipe.run.async_checkpoints) as writer:
+    with checkpoints(context) as writer:
         for stats in optimise(learner, ids, _optimisation(context), runtime, start=start, text=text):
             iteration, last = stats.iteration, stats.stopped or stats.iteration == settings.num_iterations
             shown = dict(stats.figures)
@@ -144,13 +146,13 @@ def _train(context: Context, learner: Learner, ids: list[list[int]], heldout: li
             if due:
                 speak(iteration)
             if watch is not None and due:
-                shown["gold_reward"] = watch(policy)
+                shown["gold_reward"] = watch(whole_model(policy, runtime))
             metrics.write(iteration, **shown)
             context.progress.update(
                 iteration, reward=shown["proxy_reward"], kl=shown["kl_nats_per_reply"], ended=shown["ended_rate"]
             )
-            if not last and iteration % settings.checkpoint_every == 0 and context.leads:
-                state = checkpoint_state(learner, iteration)
+            if not last and iteration % settings.checkpoint_every == 0:
+                state = checkpoint_state(learner, iteration, runtime)
                 writer.save(iteration, learner.models, learner.optimizers, state)
             start = iteration
     return start
