@@ -35,10 +35,10 @@ class _Begun:
 class GradientSums:
     """The sums of one step's gradients over the processes that read different rows.
 
-    Where weights are shared out, who gathers them sums their gradients, and nothing is done here. model: its parameters,
-    from the last to the first, give the order. parameters: those that are learned; any that the model does not have
-    come last. `as_they_come` is held around the last way back of a step, when gradients are complete; it may be left
-    out, which changes no bit. `finish` comes after it.
+    Where weights are shared out, who gathers them sums their gradients, and nothing is done here. model: its
+    parameters, from the last to the first, give the order. parameters: those that are learned; any that the model does
+    not have come last. `as_they_come` is held around the last way back of a step, when gradients are complete; it may
+    be left out, which changes no bit. `finish` comes after it.
     """
 
     def __init__(self, model: nn.Module, parameters: Sequence[nn.Parameter], runtime: Runtime) -> None:
