@@ -26,8 +26,16 @@ class Apart:
 
     def cpu_seconds(self) -> float:
         """Processor time that the process has used, all its threads together."""
-        fields = (Path("/proc") / str(self.pid) / "stat").read_text().rpartition(") ")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self.pid)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used, all its threads together; 0 where the system does not tell."""
+    path = Path("/proc") / str(pid) / "stat"
+    if not path.exists():
+        return 0.0
+    fields = path.read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from apart import cpu_seconds
 from http_client import Heard, ask, get
 from table import machine, markdown_table
 from timing import interleaved, median_ratio
@@ -67,12 +68,8 @@ class Server:
         return {"memory_mb": memory, "descriptors": float(len(os.listdir(folder / "fd"))), "threads": threads}
 
     def cpu_seconds(self) -> float:
-        """Processor time that the process has used; 0 where the system does not tell."""
-        path = Path("/proc") / str(self.pid) / "stat"
-        if not path.exists():
-            return 0.0
-        fields = path.read_text().rpartition(") ")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Processor time that the process has used."""
+        return cpu_seconds(self.pid)
 
 
 @contextmanager

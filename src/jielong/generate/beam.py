@@ -217,8 +217,7 @@ class Search:
         self._steps = self._steps + 1
         ends = torch.isin(tokens, self._stops) | (self._bounds == self._steps)[:, None]  # (B, C)
         candidates = self._written.gather(1, parents[..., None].expand(-1, -1, longest))  # (B, C, T)
-        places = (self._steps - 1).clamp(max=longest - 1)  # of a sentence that was told they may lie beyond
-        candidates.scatter_(2, places[:, None, None].expand(-1, tokens.shape[1], 1), tokens[..., None])
+        candidates.scatter_(2, (self._steps - 1)[:, None, None].expand(-1, tokens.shape[1], 1), tokens[..., None])
         if bool(ends.any()):
             normed = (totals / self.config.divisor(self._steps)[:, None]).masked_fill(~ends, -math.inf)
             self._ended.merge(normed[:, :beam], totals[:, :beam], self._steps, candidates[:, :beam])

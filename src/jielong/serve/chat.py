@@ -20,7 +20,7 @@ from jielong.serve.replies import Envelope, Piece, Replies, Reply
 from jielong.serve.schema import ChatBody
 from jielong.serve.service import Service, log_event, new_id, partition
 from jielong.serve.spelling import Told, chat_logprobs
-from jielong.serve.stream import DONE, EventStream, Stencil, answer, unless_gone
+from jielong.serve.stream import EventStream, Stencil, answer, unless_gone
 
 
 class Chat:
@@ -98,15 +98,11 @@ class _Call:
         async for pieces in self._replies.pieces():
             chunks = [chunk for piece in pieces for chunk in self._chunks(piece)]
             if self._replies.have_ended:
-                chunks += self._ending()
+                self._log()
+                usage = self._replies.usage(len(self._replies.each)) if self._body.tells_usage else None
+                chunks += self._envelope.ending(usage)
             if chunks:
                 yield b"".join(chunks)
-
-    def _ending(self) -> list[bytes]:
-        """What comes behind the last text, and with it: usage if wanted, [DONE]."""
-        self._log()
-        usage = self._replies.usage(len(self._replies.each))
-        return [self._envelope.last_event(usage), DONE] if self._body.tells_usage else [DONE]
 
     def _chunks(self, piece: Piece) -> Iterator[bytes]:
         """Its text, and the end if it has come to that."""

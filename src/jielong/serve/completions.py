@@ -17,7 +17,7 @@ from jielong.serve.replies import Envelope, Piece, Replies, Reply
 from jielong.serve.schema import CompletionBody
 from jielong.serve.service import Service, log_event, new_id, partition
 from jielong.serve.spelling import Told, completion_logprobs
-from jielong.serve.stream import DONE, EventStream, Stencil, answer, unless_gone
+from jielong.serve.stream import EventStream, Stencil, answer, unless_gone
 
 SHORT = 16  # OpenAI's max_tokens where none is given
 
@@ -89,15 +89,11 @@ class _Call:
                     begun.add(piece.index)
                     chunks.append(self._chunk(piece, begins))
             if self._replies.have_ended:
-                chunks += self._ending()
+                self._log()
+                usage = self._replies.usage(self._num_choices) if self._body.tells_usage else None
+                chunks += self._envelope.ending(usage)
             if chunks:
                 yield b"".join(chunks)
-
-    def _ending(self) -> list[bytes]:
-        """What comes behind the last text, and with it: usage if wanted, [DONE]."""
-        self._log()
-        usage = self._replies.usage(self._num_choices)
-        return [self._envelope.last_event(usage), DONE] if self._body.tells_usage else [DONE]
 
     def _chunk(self, piece: Piece, begins: bool) -> bytes:
         body = self._body

@@ -15,7 +15,7 @@ from jielong.serve.guard import OutputGuard
 from jielong.serve.jobs import Job, Joined
 from jielong.serve.service import Service, log_event
 from jielong.serve.spelling import TokenTrack, Told
-from jielong.serve.stream import event, to_json
+from jielong.serve.stream import DONE, event, to_json
 from jielong.tokenizer.tokenizer import Tokenizer
 
 FINGERPRINT = f"jielong-{__version__}"
@@ -42,9 +42,10 @@ class Envelope:
         """
         return self._before + to_json(choice) + (_AFTER_WITH_USAGE if tells_usage else _AFTER)
 
-    def last_event(self, usage: dict[str, Any]) -> bytes:
-        """The chunk behind all choices, with the usage."""
-        return event({**self._head, "choices": [], "usage": usage})
+    def ending(self, usage: dict[str, Any] | None) -> list[bytes]:
+        """What comes behind all choices of a stream: a chunk with the usage where it was asked for, then [DONE]."""
+        told = [] if usage is None else [event({**self._head, "choices": [], "usage": usage})]
+        return [*told, DONE]
 
     @cached_property
     def _head(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from jielong.serve.replies import Envelope, Replies, Reply
 from jielong.serve.schema import Body, ChatBody, ChatMessage, Messages, TokenId
 from jielong.serve.service import Service, new_id, partition
 from jielong.serve.spelling import Told, chat_logprobs
-from jielong.serve.stream import DONE, EventStream, answer
+from jielong.serve.stream import EventStream, answer
 from jielong.tokenizer.tokenizer import Tokenizer
 
 LEAST_ROOM = 4  # an answer has at least one of so many parts of the context
@@ -167,5 +167,4 @@ async def _chunks(service: Service, body: ChatBody, engine: EngineThread, job: J
                 yield chunk({"content": piece.text}, piece.told, token_ids=list(piece.tokens))
             if piece.finish_reason:
                 yield chunk({}, (), piece.finish_reason)
-    yield envelope.last_event(replies.usage(1))
-    yield DONE
+    yield b"".join(envelope.ending(replies.usage(1)))
