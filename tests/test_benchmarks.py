@@ -220,14 +220,19 @@ def test_nanogpt_gets_the_text_of_the_data_root(script: Any, tmp_path: Path, mon
 
 def test_shakespeare_table_and_verdicts(script: Any) -> None:
     shakespeare = script("shakespeare")
-    ours, theirs = [shakespeare.Timed(50.0, 40.0, 1.85)], [shakespeare.Timed(100.0, 90.0, 1.886)]
-    table = shakespeare.comparison(ours, theirs, 1.89, num_steps=2000)
+    theirs = [shakespeare.Timed(100.0, 90.0, 1.886)]
+    ours = shakespeare.Contender("jielong", 2000, [shakespeare.Timed(60.0, 40.0, 1.65)])
+    fewer = shakespeare.Contender("jielong", 500, [shakespeare.Timed(45.0, 10.0, 1.87)])
+    table = shakespeare.comparison([shakespeare.Contender("nanoGPT", 2000, theirs), ours, fewer], 1.89)
     cells = [[cell.strip() for cell in line.split("|")[2:-1]] for line in table.splitlines()[2:]]
-    assert cells[0] == ["100.00", "50.00", "2.00"]
-    assert cells[2] == ["45.00", "20.00", "2.25"]
-    assert [holds for _, holds in shakespeare.judge(ours, theirs)] == [True, True]
-    assert [holds for _, holds in shakespeare.judge([shakespeare.Timed(101.0, 40.0, 1.89)], theirs)] == [False, False]
-    assert "–" in shakespeare.comparison(ours, [], None, num_steps=2000)
+    assert cells[1:3] == [["100.00", "60.00", "45.00"], ["1.00", "0.60", "0.45"]]
+    assert cells[4] == ["45.00", "20.00", "20.00"]
+    assert cells[5:] == [["1.8860", "–", "–"], ["1.8900", "–", "–"], ["–", "1.6500", "1.8700"]]
+    assert [holds for _, holds in shakespeare.judge(ours, fewer, theirs)] == [True] * 4
+    slow = shakespeare.Contender("jielong", 500, [shakespeare.Timed(51.0, 10.0, 1.89)])
+    assert [holds for _, holds in shakespeare.judge(ours, slow, theirs)] == [True, False, True, False]
+    alone = shakespeare.comparison([ours, fewer], None)
+    assert "estimate" not in alone and "nanoGPT" not in alone
 
 
 def test_contenders_take_turns(script: Any) -> None:
