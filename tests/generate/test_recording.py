@@ -8,6 +8,7 @@ if a step depends on anything that is not in those tensors.
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -234,8 +235,9 @@ def test_where_steps_are_recorded(tokenizer: Tokenizer, monkeypatch: pytest.Monk
     assert choose_recorder(build("mixtral", tokenizer.vocab_size), gpu) is None
 
 
-def test_a_cuda_graph_is_warmed_up_aside_and_then_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order of calls, with stand-ins for torch's: no GPU is here."""
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What torch's part of a recording is asked for, in order, with stand-ins for it: no GPU is here."""
     told: list[str] = []
 
     @contextmanager
@@ -261,6 +263,10 @@ def test_a_cuda_graph_is_warmed_up_aside_and_then_recorded(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(recording, "_stream_aside", Stream)
+    return told
+
+
+def test_a_cuda_graph_is_warmed_up_aside_and_then_recorded(told: list[str]) -> None:
     logits = torch.ones(2, 3)
 
     def step() -> Tensor:
@@ -272,6 +278,29 @@ def test_a_cuda_graph_is_warmed_up_aside_and_then_recorded(monkeypatch: pytest.M
     begun = ["device", "stream", "wait", "stream", "step", "end of stream", "wait"]
     assert told == [*begun, *recorded, "end of stream", "end of device"]
     assert replay() is logits and told[-1] == "replay" and told.count("step") == 2
+
+
+def test_two_threads_record_one_after_the_other(told: list[str]) -> None:
+    """As a server of two models does: what the second did on the stream would be in the recording of the first."""
+    first_is_in, second_is_in = threading.Event(), threading.Event()
+
+    def first() -> Tensor:
+        first_is_in.set()
+        second_is_in.wait(0.1)  # it would be here at once
+        told.append("first")
+        return torch.ones(1)
+
+    def second() -> Tensor:
+        second_is_in.set()
+        told.append("second")
+        return torch.ones(1)
+
+    device = torch.device("cuda", 0)
+    other = threading.Thread(target=lambda: first_is_in.wait(10) and cuda_graph(device, second))
+    other.start()
+    cuda_graph(device, first)
+    other.join(10)
+    assert [name for name in told if name in ("first", "second")] == ["first", "first", "second", "second"]
 
 
 def test_recordings_are_kept_by_shape_and_the_oldest_goes() -> None:

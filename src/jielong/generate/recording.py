@@ -10,6 +10,7 @@ GPU was at hand.
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ Step = Callable[[], Tensor]  # reads what lies at its addresses; the logits, whi
 Record = Callable[[Step], Step]  # a step -> what replays it
 PLAIN_STEPS = 4  # of a shape run as they are written before one is recorded, which takes about as long
 KEYS_A_RECORDING = 128  # more would be looked at in vain, fewer recorded too often
+# Of all threads of this process: torch allows one recording at a time, and what another thread did meanwhile on the
+# stream that is recorded would become part of it. A server of two models has a thread for each.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def num_recorded_keys(num_keys: int) -> int:
@@ -47,7 +51,7 @@ def cuda_graph(device: torch.device, step: Step) -> Step:
     """The step as a CUDA graph. To call it when it is recorded must do no harm: it is called once before."""
     aside = _stream_aside(device)
     # The stream of before is named, because torch leaves the other one current when a recording fails.
-    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream()):
+    with _ONE_AT_A_TIME, torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream()):
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # what libraries prepare at their first call does not belong into a recording
             step()
