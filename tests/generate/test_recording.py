@@ -68,9 +68,11 @@ class Taped:
 
     def __init__(self) -> None:
         self.num_recorded = self.num_replayed = 0
+        self.beside: Step | None = None  # of the newest
 
-    def __call__(self, step: Step) -> Step:
+    def __call__(self, step: Step, beside: Step | None = None) -> Step:
         self.num_recorded += 1
+        self.beside = beside
         with Tape() as tape:
             logits = step()
 
@@ -201,7 +203,7 @@ def test_a_stream_is_replayed_and_weights_are_read_anew(model: Transformer, toke
 def test_what_cannot_be_recorded_goes_on_as_it_is_written(tokenizer: Tokenizer) -> None:
     calls = []
 
-    def broken(step: Step) -> Step:
+    def broken(step: Step, beside: Step | None) -> Step:
         calls.append(step)
         raise RuntimeError("operation not permitted when stream is capturing\nand more lines")
 
@@ -242,7 +244,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     @contextmanager
     def within(name: str, *_: Any, **settings: Any) -> Iterator[None]:
-        told.append(" ".join([name, *settings]))
+        told.append(" ".join([name, *(key for key, value in settings.items() if value is not None)]))
         try:
             yield
         finally:
@@ -257,6 +259,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     class Graph:
         def replay(self) -> None:
             told.append("replay")
+
+        def pool(self) -> object:
+            return self
 
     for name in ("device", "stream", "graph"):
         monkeypatch.setattr(torch.cuda, name, lambda *args, name=name, **settings: within(name, *args, **settings))
@@ -278,6 +283,12 @@ def test_a_cuda_graph_is_warmed_up_aside_and_then_recorded(told: list[str]) -> N
     begun = ["device", "stream", "wait", "stream", "step", "end of stream", "wait"]
     assert told == [*begun, *recorded, "end of stream", "end of device"]
     assert replay() is logits and told[-1] == "replay" and told.count("step") == 2
+    told.clear()
+    cuda_graph(torch.device("cuda", 0), step, as_written(step))
+    assert recorded[0] in told  # what was not recorded has no memory to share
+    told.clear()
+    cuda_graph(torch.device("cuda", 0), step, replay)
+    assert "graph pool stream capture_error_mode" in told
 
 
 def test_two_threads_record_one_after_the_other(told: list[str]) -> None:
@@ -308,13 +319,20 @@ def test_recordings_are_kept_by_shape_and_the_oldest_goes() -> None:
     held = Recordings(Recorder(record), most=2)
 
     def ask(shape: int, value: float) -> float:
-        return float(held.run((shape,), lambda x: x * 2, torch.tensor([value])))
+        return float(held.run(edition, (shape,), lambda x: x * 2, torch.tensor([value])))
+
+    edition = 0
 
     assert [ask(1, 1.0), ask(1, 2.0), ask(1, 3.0), ask(1, 4.0)] == [2.0, 4.0, 6.0, 8.0]
     assert (record.num_recorded, record.num_replayed) == (1, 3)  # the first ran as it is written
+    assert record.beside is None
     assert [ask(2, 1.0), ask(2, 5.0), ask(1, 7.0)] == [2.0, 10.0, 14.0] and record.num_recorded == 2
+    assert record.beside is not None  # they work in the same memory
     assert ask(3, 1.0) == 2.0 and ask(2, 6.0) == 12.0 and record.num_recorded == 2
     assert [ask(1, 8.0), ask(1, 9.0)] == [16.0, 18.0] and record.num_recorded == 3  # had been dropped
+    edition = 1
+    assert [ask(3, 1.0), ask(3, 2.0)] == [2.0, 4.0] and record.num_recorded == 4
+    assert record.beside is None, "what was recorded over other addresses is kept no longer"
 
 
 def on_a_gpu(model: Transformer, tokenizer: Tokenizer, record: recording.Record | None, **settings: Any) -> Batcher:

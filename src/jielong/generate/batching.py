@@ -283,12 +283,12 @@ class Batcher:
             return self._one_step(ids, self.rows.view(0, lengths, 1, num_real))
         self.rows.expect(0, lengths, 1)
         num_keys = min(num_recorded_keys(max(lengths) + 1), self.rows.capacity)
-        shape = (self.rows.edition, len(lengths), num_keys)
 
         def step(ids: Tensor, held: Tensor) -> Tensor:
             return self._one_step(ids, self.rows.fixed_view(held, num_keys))
 
-        return self.recordings.run(shape, step, ids, torch.tensor(lengths, device=self.runtime.device))
+        held = torch.tensor(lengths, device=self.runtime.device)
+        return self.recordings.run(self.rows.edition, (len(lengths), num_keys), step, ids, held)
 
     def _one_step(self, ids: Tensor, view: RowsView) -> Tensor:
         with self.runtime.autocast():

@@ -132,7 +132,7 @@ class FixedCache(KeyValueCache):
     def recorded(self, step: Callable[[Tensor], Tensor], recorder: Recorder) -> Callable[[Tensor], Tensor]:
         """step, which reads one token a row, (R,) ids, into this cache: recorded and replayed."""
         held = Recordings(recorder)
-        return lambda ids: held.run((self.edition, self.num_keys(1)), step, ids)
+        return lambda ids: held.run(self.edition, (self.num_keys(1),), step, ids)
 
     def view(self, num_new: int) -> KeyValueCache:
         self._slots = None  # a step finds its places itself, so that this is part of what is recorded

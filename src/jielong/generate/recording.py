@@ -23,7 +23,7 @@ from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime
 
 Step = Callable[[], Tensor]  # reads what lies at its addresses; the logits, which the next replay may overwrite
-Record = Callable[[Step], Step]  # a step -> what replays it
+Record = Callable[[Step, Step | None], Step]  # a step, and a recording beside which it is replayed -> what replays it
 PLAIN_STEPS = 4  # of a shape run as they are written before one is recorded, which takes about as long
 KEYS_A_RECORDING = 128  # more would be looked at in vain, fewer recorded too often
 # Of all threads of this process: torch allows one recording at a time, and what another thread did meanwhile on the
@@ -36,7 +36,7 @@ def num_recorded_keys(num_keys: int) -> int:
     return -(-num_keys // KEYS_A_RECORDING) * KEYS_A_RECORDING
 
 
-def as_written(step: Step) -> Step:
+def as_written(step: Step, beside: Step | None = None) -> Step:
     """No recording: the step itself."""
     return step
 
@@ -47,9 +47,25 @@ def _stream_aside(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def cuda_graph(device: torch.device, step: Step) -> Step:
-    """The step as a CUDA graph. To call it when it is recorded must do no harm: it is called once before."""
-    aside = _stream_aside(device)
+@dataclass(frozen=True)
+class _Graph:
+    """A recorded step: to call it is to replay it."""
+
+    graph: torch.cuda.CUDAGraph
+    logits: Tensor
+
+    def __call__(self) -> Tensor:
+        self.graph.replay()
+        return self.logits
+
+
+def cuda_graph(device: torch.device, step: Step, beside: Step | None = None) -> Step:
+    """The step as a CUDA graph. To call it when it is recorded must do no harm: it is called once before.
+
+    beside: another recording, which is over, its logits read, whenever this one is replayed. The two then work in the
+    same memory: a step may take as much as the widest of the weights that it casts to bfloat16.
+    """
+    aside, pool = _stream_aside(device), beside.graph.pool() if isinstance(beside, _Graph) else None
     # The stream of before is named, because torch leaves the other one current when a recording fails.
     with _ONE_AT_A_TIME, torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream()):
         aside.wait_stream(torch.cuda.current_stream())
@@ -58,14 +74,9 @@ def cuda_graph(device: torch.device, step: Step) -> Step:
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         # Other threads, a loader's or NCCL's, may use the device meanwhile.
-        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
             logits = step()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return logits
-
-    return replay
+    return _Graph(graph, logits)
 
 
 class Recorder:
@@ -74,9 +85,9 @@ class Recorder:
     def __init__(self, record: Record) -> None:
         self._record = record
 
-    def __call__(self, step: Step) -> Step:
+    def __call__(self, step: Step, beside: Step | None = None) -> Step:
         try:
-            return self._record(step)
+            return self._record(step, beside)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             warnings.warn(
@@ -111,17 +122,22 @@ class _Held:
 
 
 class Recordings:
-    """Recorded steps by their shapes, `most` of them, the oldest dropped first."""
+    """Recorded steps by their shapes, `most` of them, the oldest dropped first. They work in the same memory."""
 
     def __init__(self, recorder: Recorder, most: int = 1) -> None:
         self._recorder, self._most = recorder, most
+        self._edition = 0
         self._held: dict[tuple[int, ...], _Held] = {}
 
-    def run(self, shape: tuple[int, ...], step: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    def run(self, edition: int, shape: tuple[int, ...], step: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """step(*inputs), which the next call may overwrite; recorded, if there were others of this shape before.
 
-        Equal shapes mean the same step over tensors at the same addresses, but for the inputs, which are copied.
+        Equal shapes of an edition mean the same step over tensors at the same addresses, but for the inputs, which are
+        copied. Another edition means other addresses: what was recorded over the old ones is dropped.
         """
+        if edition != self._edition:
+            self._held.clear()
+            self._edition = edition
         held = self._held.get(shape)
         if held is None:
             while len(self._held) >= self._most:
@@ -132,7 +148,8 @@ class Recordings:
             return step(*inputs)
         if held.replay is None:
             held.inputs = tuple(one.clone() for one in inputs)
-            held.replay = self._recorder(functools.partial(step, *held.inputs))
+            beside = next((one.replay for one in self._held.values() if one.replay is not None), None)
+            held.replay = self._recorder(functools.partial(step, *held.inputs), beside)
         else:
             for own, given in zip(held.inputs, inputs, strict=True):
                 own.copy_(given)
