@@ -17,6 +17,7 @@ from jielong.data.world.translation import Translation
 from jielong.folder import load_translator
 from jielong.stages import pipeline
 from jielong.stages.pipeline import run_recipe
+from jielong.stages.translation import snapshots_in
 
 from .elsewhere import run_elsewhere
 
@@ -153,6 +154,12 @@ def test_weights_are_the_mean_of_the_last_evaluations(
         torch.testing.assert_close(value.detach().double(), mean)
     ours, theirs = (folder / "02-translate" / "model" / "model.safetensors" for folder in (tmp_path / "run", reference))
     assert ours.read_bytes() == theirs.read_bytes()  # two runs are one
+
+
+def test_the_last_evaluations_are_those_of_the_last_steps(tmp_path: Path) -> None:
+    for step in (999_500, 1_000_000, 999_000):
+        (tmp_path / f"step-{step:06d}.safetensors").touch()
+    assert [path.stem for path in snapshots_in(tmp_path)] == ["step-999000", "step-999500", "step-1000000"]
 
 
 @pytest.mark.parametrize(("moment", "step"), [("after_step", 17), ("half_model", 24)])

@@ -173,7 +173,7 @@ class _Watch:
         if self._context.leads:
             path = self._snapshots / f"step-{step:06d}.safetensors"
             write_tensors(path, {name: value.detach().cpu() for name, value in model.named_parameters()})
-            for old in self._files()[: -self._settings.average_last]:
+            for old in snapshots_in(self._snapshots)[: -self._settings.average_last]:
                 old.unlink()
         shown = self._pairs[: self._settings.watch_pairs]
         scores = self._scores(self._translate(model, shown, 1), shown)
@@ -198,7 +198,7 @@ class _Watch:
         """The model's weights, all of which every process has by now, become the mean of the last evaluations'."""
         wait_for_all(self._context.runtime)  # the last of them is being written
         with torch.no_grad(), ExitStack() as stack:
-            files = [stack.enter_context(safe_open(path, framework="pt")) for path in self._files()]
+            files = [stack.enter_context(safe_open(path, framework="pt")) for path in snapshots_in(self._snapshots)]
             for name, parameter in self._model.named_parameters():  # one of it at a time, not all the models
                 parameter.copy_(torch.stack([file.get_tensor(name).double() for file in files]).mean(dim=0))
 
@@ -216,11 +216,8 @@ class _Watch:
             **self._scores(beamed, self._pairs),
             "greedy_bleu": self._scores(greedy, self._pairs)["bleu"],
             "bleu_by_source_words": bleu_by_length(texts, beamed, references, settings.to_language),
-            "averaged_evaluations": len(self._files()),
+            "averaged_evaluations": len(snapshots_in(self._snapshots)),
         }
-
-    def _files(self) -> list[Path]:
-        return sorted(self._snapshots.glob("step-*.safetensors"))
 
     def _translate(self, model: TranslationModel, pairs: Sequence[Pair], beam: int) -> list[str]:
         config = BeamConfig(beam, self._settings.length_penalty)
@@ -229,6 +226,11 @@ class _Watch:
 
     def _scores(self, found: Sequence[str], pairs: Sequence[Pair]) -> dict[str, Any]:
         return corpus_scores(found, [reference for _, reference in pairs], self._settings.to_language)
+
+
+def snapshots_in(folder: Path) -> list[Path]:
+    """The weights that evaluations left, by rising step; by name they would not lie so behind step 999,999."""
+    return sorted(folder.glob("step-*.safetensors"), key=lambda path: int(path.stem.removeprefix("step-")))
 
 
 def _tell(context: Context, ledger: PairLedger) -> None:
