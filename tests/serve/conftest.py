@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -175,6 +176,14 @@ class Running:
     server: Server
 
 
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """For what another thread or process does; see test_engine_thread.until for the loop's own."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.002)
+
+
 @contextmanager
 def running(service: Service) -> Iterator[Running]:
     taken = listen(service.settings)
@@ -184,8 +193,7 @@ def running(service: Service) -> Iterator[Running]:
     thread.start()
     try:
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client:
-            while client.get("/health").status_code != 200:
-                pass
+            wait_until(lambda: client.get("/health").status_code == 200)
         yield Running(f"http://127.0.0.1:{port}", port, service, server)
     finally:
         server.should_exit = True

@@ -88,11 +88,11 @@ async def test_loading(lab: Lab) -> None:
         assert (await client.get("/version")).status_code == 200
         go.set()
 
-        async def healthy() -> bool:
-            return (await client.get("/health")).status_code == 200
+        async def is_healthy() -> None:
+            while (await client.get("/health")).status_code != 200:
+                await asyncio.sleep(0.001)
 
-        while not await healthy():
-            await asyncio.sleep(0.001)
+        await asyncio.wait_for(is_healthy(), 10)
         assert (await client.post(COMPLETE, json={"prompt": "a", "max_tokens": 1})).status_code == 200
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from jielong.serve.settings import Limits, ServeSettings
 
-from .conftest import Lab, Running, running
+from .conftest import Lab, Running, running, wait_until
 
 LIMITS = Limits(body_bytes=20_000, header_seconds=0.4, body_seconds=0.4)
 
@@ -72,13 +72,6 @@ def post(body: bytes, *headers: str, path: str = "/v1/completions", version: str
     if not any(header.startswith(("content-length", "transfer-encoding")) for header in headers):
         head.append(f"content-length: {len(body)}")
     return "\r\n".join(head).encode() + b"\r\n\r\n" + body
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.002)
 
 
 SHORT = b'{"prompt": "a", "max_tokens": 1}'
@@ -190,15 +183,15 @@ def test_a_socket_that_closes_ends_the_work(lab: Lab, stream: bool) -> None:
             body = {"prompt": "a", "max_tokens": 100, "n": 3, "ignore_eos": True, "stream": stream}
             connection = connect(server)
             connection.sendall(post(json.dumps(body).encode()))
-            until(lambda: service.engine.num_open == 3)
+            wait_until(lambda: service.engine.num_open == 3)
             batcher.allow(3)
-            until(lambda: batcher.num_steps == 3)
+            wait_until(lambda: batcher.num_steps == 3)
             if stream:
                 wait_for(connection, b"data: {")
             connection.close()
-            until(lambda: service.metrics.disconnected.values[()] == 1)
+            wait_until(lambda: service.metrics.disconnected.values[()] == 1)
             batcher.allow(1)
-            until(lambda: service.engine.num_open == 0)
+            wait_until(lambda: service.engine.num_open == 0)
             assert batcher.num_running == 0 and batcher.num_steps <= 4
         finally:
             batcher.free()
@@ -210,10 +203,10 @@ def test_a_drain_that_takes_too_long_tells_the_clients(lab: Lab) -> None:
     with running(service) as server, connect(server) as connection:
         body = {"prompt": "a", "max_tokens": 100, "ignore_eos": True, "stream": True}
         connection.sendall(post(json.dumps(body).encode()))
-        until(lambda: service.engine.num_open == 1)
+        wait_until(lambda: service.engine.num_open == 1)
         assert server.server.loop is not None
         server.server.loop.call_soon_threadsafe(server.server.stop)
-        until(lambda: service.engine.state == "stopped")
+        wait_until(lambda: service.engine.state == "stopped")
         last = [line for line in heard(connection).split(b"\r\n") if line.startswith(b"data: ")][-1]
         batcher.free()
     assert json.loads(last.strip().removeprefix(b"data: "))["error"]["code"] == "stopped"
@@ -235,5 +228,5 @@ def test_a_client_that_does_not_read(live: Running) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(post(json.dumps(body).encode()))
         answers(live)
-    until(lambda: live.service.engine.num_open == 0)
+    wait_until(lambda: live.service.engine.num_open == 0)
     answers(live)

@@ -22,7 +22,7 @@ import jielong
 from jielong.cli import main
 from jielong.folder import save
 
-from .conftest import Lab
+from .conftest import Lab, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
 SOURCE = Path(jielong.__file__).resolve().parents[1]
@@ -63,10 +63,7 @@ class Process:
 
     def ready(self) -> str:
         url = f"http://127.0.0.1:{self.event('listening')['port']}"
-        end = time.monotonic() + 60
-        while httpx2.get(f"{url}/health").status_code != 200:
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        wait_until(lambda: httpx2.get(f"{url}/health").status_code == 200, 60)
         return url
 
     def rest(self) -> str:
@@ -158,8 +155,7 @@ def test_two_models_are_served_and_stopped_together(started: Any, folder: Path, 
     server = started("--beside", str(tmp_path / "second"), "--name", "first", "--keep", str(tmp_path))
     assert server.event("listening")["models"] == ["first", "second"]
     url = f"http://127.0.0.1:{json.loads(server.said[-1])['port']}"
-    while httpx2.get(f"{url}/health").status_code != 200:
-        time.sleep(0.02)
+    wait_until(lambda: httpx2.get(f"{url}/health").status_code == 200, 60)
     assert [one["id"] for one in httpx2.get(f"{url}/v1/models").json()["data"]] == ["first", "second"]
     with httpx2.Client(base_url=url, timeout=60) as client:
         asked = {**LONG, "max_tokens": 40, "stream": True}

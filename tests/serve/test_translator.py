@@ -22,6 +22,7 @@ from jielong.serve.personas import Persona
 from jielong.serve.settings import ServeSettings
 
 from .conftest import NAME, Lab
+from .test_engine_thread import until
 
 pytestmark = pytest.mark.anyio
 TEXT = "the cat sat on the mat"
@@ -118,8 +119,7 @@ async def test_leaving_frees_the_engine(translating: Lab) -> None:
         asking = asyncio.ensure_future(
             client.post("/v1/completions", json={"prompt": TEXT * 3, "ignore_eos": True, "beam": 8})
         )
-        while batcher.stats()["running"] == 0:
-            await asyncio.sleep(0)
+        await until(lambda: batcher.stats()["running"] > 0)
         asking.cancel()
         await asyncio.wait([asking])
         await asyncio.wait_for(service.engine.idle.wait(), 10)

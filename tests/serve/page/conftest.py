@@ -21,7 +21,7 @@ from jielong.serve.page.routes import Places, page_routes
 from jielong.serve.server import Server, listen
 from jielong.serve.settings import ServeSettings
 
-from ..conftest import Lab
+from ..conftest import Lab, wait_until
 
 WEB = Path(__file__).resolve().parents[3] / "src" / "jielong" / "serve" / "web"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
@@ -94,8 +94,7 @@ def serving(
     thread.start()
     try:
         with httpx2.Client(base_url=url) as client:
-            while client.get("/health").status_code != 200:
-                pass
+            wait_until(lambda: client.get("/health").status_code == 200)
         yield Site(url, places, history, service, lab, server)
     finally:
         server.should_exit = True

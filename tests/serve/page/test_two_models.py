@@ -19,7 +19,7 @@ from jielong.generate.translator import Translator
 from jielong.serve.page.votes import Weights
 from jielong.tokenizer.chat import render
 
-from ..conftest import NAME, OTHER, OTHER_CONTEXT, Lab
+from ..conftest import NAME, OTHER, OTHER_CONTEXT, Lab, wait_until
 from .conftest import Site, Watch, events, serving, until, write_run
 from .test_faces import ask, open_chat, settings
 
@@ -157,9 +157,11 @@ def test_a_full_queue_of_one_lets_the_other_go(client: httpx2.Client, site: Site
 
 
 def until_free(client: httpx2.Client) -> None:
-    while any("_open" in line and not line.endswith(" 0") for line in client.get("/metrics").text.splitlines()
-              if line.startswith("jielong_sequences_open")):  # fmt: skip
-        pass
+    def is_free() -> bool:
+        lines = client.get("/metrics").text.splitlines()
+        return all(line.endswith(" 0") for line in lines if line.startswith("jielong_sequences_open"))
+
+    wait_until(is_free)
 
 
 def test_votes_are_on_the_weights_that_answered(tmp_path: Path) -> None:
