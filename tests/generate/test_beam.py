@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from jielong.errors import ModelError, UsageError
-from jielong.generate.beam import BeamConfig, Hypothesis, beam_search, likeliest
+from jielong.generate.beam import BeamConfig, Hypothesis, beam_search, topk_by_stripes
 from jielong.generate.decoders import begin_decoding
 from jielong.model.config import ModelConfig
 from jielong.model.hf import save_model
@@ -184,18 +184,18 @@ def test_broken_weights_are_told() -> None:
 
 @pytest.mark.parametrize("num_columns", [7, 400, 1000, 1033])
 @pytest.mark.parametrize("num", [1, 6])
-def test_likeliest_is_topk(num_columns: int, num: int) -> None:
+def test_topk_by_stripes_is_topk(num_columns: int, num: int) -> None:
     scores = torch.randn(9, num_columns, generator=torch.Generator().manual_seed(num_columns))
     scores[1, -3:] += 9  # in what is left over behind the stripes
     scores[2, ::16] += 9
-    best, ids = likeliest(scores, num)
+    best, ids = topk_by_stripes(scores, num)
     assert torch.equal(best, scores.topk(num, dim=-1).values) and torch.equal(scores.gather(1, ids), best)
     assert all(len(set(row)) == num for row in ids.tolist())
 
 
-def test_likeliest_among_equals_and_without_numbers() -> None:
+def test_topk_by_stripes_among_equals_and_without_numbers() -> None:
     scores = torch.zeros(2, 1000)
     scores[1, 321] = math.nan
-    best, ids = likeliest(scores, 5)
+    best, ids = topk_by_stripes(scores, 5)
     assert best[0].eq(0).all() and len(set(ids[0].tolist())) == 5
     assert best[1, 0].isnan() and ids[1, 0] == 321

@@ -286,13 +286,13 @@ def _continuations(logits: Tensor, scores: Tensor, num_kept: int) -> tuple[Tenso
 
 def _best_of_rows(logits: Tensor, num: int) -> tuple[Tensor, Tensor]:
     """The log-probabilities (R, C) of the best C = num tokens of each row of (R, V), best first, and the tokens."""
-    best, tokens = likeliest(logits, min(num, logits.shape[-1]))
+    best, tokens = topk_by_stripes(logits, min(num, logits.shape[-1]))
     # log-normaliser = peak - log p(peak): torch.logsumexp takes twice as long as softmax
     normaliser = best[:, :1] - logits.softmax(dim=-1).gather(1, tokens[:, :1]).log()
     return best - normaliser, tokens
 
 
-def likeliest(scores: Tensor, num: int) -> tuple[Tensor, Tensor]:
+def topk_by_stripes(scores: Tensor, num: int) -> tuple[Tensor, Tensor]:
     """topk of (R, V), num of each row: values and ids, best first; a NaN is above all.
 
     A row is cut into stripes of V / 16. The best num of it stand in the num columns where the best of all stripes is
