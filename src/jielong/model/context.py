@@ -19,7 +19,7 @@ from jielong.model.routing import Routing
 
 
 class Cache(Protocol):
-    """Keys and values of tokens already seen; `generate/cache.py` has the one we ship.
+    """Keys and values of tokens already seen; `generate/cache.py` has one for a batch, `generate/rows.py` for requests.
 
     lengths: (B,) int64, tokens held per row. The engine, not the model, moves it on after a forward pass.
     """

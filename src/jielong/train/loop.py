@@ -208,7 +208,7 @@ def fit(
         started = time.perf_counter()
         model.train()
         micro_batches = next(ahead)
-        if runtime.mesh is not None:  # not in train_step: the models of PPO are whole in every process
+        if runtime.mesh is not None:  # not in train_step: PPO sees to it itself, see align.ppo.even_share
             check_equal_shares(len(micro_batches), runtime)
         set_learning_rate(optimizer, schedule(step))
         stats = train_step(model, optimizer, micro_batches, objective, runtime, config.clip, step + 1)
