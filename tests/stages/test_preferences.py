@@ -16,6 +16,8 @@ import pytest
 
 import jielong
 from jielong.recipe import parse_recipe
+from jielong.stages import alignment, preferences
+from jielong.stages.context import Context
 
 StageOf = Callable[[Path, str], Path]
 WITHOUT_PPO = """
@@ -76,13 +78,33 @@ def recipe_text(recipe: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def run(recipe_text: str, reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def told() -> list[tuple[str, str]]:
+    """(stage, whether it reads a model or learns) of `run`, as it went."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(
+    recipe_text: str, reference: Path, told: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The reference run up to its reward model, and all that is made of it here."""
+
+    def telling(what: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def do(context: Context, *others: Any) -> Any:
+            told.append((context.name, what))
+            return work(context, *others)
+
+        return do
+
     root = tmp_path_factory.mktemp("preferences")
     (root / "r.toml").write_text(recipe_text, encoding="utf-8")
     folder = root / "micro"
     shutil.copytree(reference, folder, ignore=lambda _, names: [n for n in names if n[3:] in ("ppo", "evaluate")])
-    jielong.run(root / "r.toml", folder, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Context, "load_model", telling("reads", Context.load_model))
+        patch.setattr(alignment, "_train", telling("learns", alignment._train))
+        patch.setattr(preferences, "train", telling("learns", preferences.train))
+        jielong.run(root / "r.toml", folder, quiet=True)
     return folder
 
 
@@ -114,6 +136,11 @@ def test_every_kind_leaves_a_model_and_its_figures(run: Path) -> None:
     assert set(figures["evaluate"]["exact_match"]) == {"base", "sft", "grpo", "rloo", "dpo", "best_of_n"}
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "GRPO" in page and "DPO" in page and "Best of n" in page
+
+
+def test_what_a_model_is_compared_with_is_not_in_memory_while_it_learns(run: Path, told: list[tuple[str, str]]) -> None:
+    for name in NAMES:
+        assert [what for stage, what in told if stage == name] == ["reads", "learns", "reads"]
 
 
 def test_verified_answers_need_no_reward_model(run: Path) -> None:

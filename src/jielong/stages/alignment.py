@@ -42,7 +42,6 @@ def run_policy(context: Context) -> dict[str, Any]:
     settings = context.settings
     parent = context.start_model()
     policy, tokenizer = context.load_model(parent)
-    start_model, _ = context.load_model(parent)
     training, heldout = _prompts(context)
     heldout = answerable(context, heldout, tokenizer, policy.config.max_length)
     ids = [render(prompt["messages"], tokenizer, reply=True)[0] for prompt in training]
@@ -54,6 +53,7 @@ def run_policy(context: Context) -> dict[str, Any]:
     with shared_out(learner, _optimisation(context), context.runtime) as learning:
         num_iterations = _train(context, learning, ids, heldout)
     policy.eval()
+    start_model, _ = context.load_model(parent)  # not before: while the policy learns no process need hold it
     proxy = None if isinstance(reward, ReplyScorer) else reward
     unaveraged = _unaveraged(context, learner, start_model, proxy, heldout)
     figures: dict[str, Any] = dict(settle(context, policy, learner.adapters.get("policy"), parent))

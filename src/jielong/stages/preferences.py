@@ -34,11 +34,10 @@ def run_dpo(context: Context) -> dict[str, Any]:
     settings = context.settings
     parent = context.start_model()
     policy, tokenizer = context.load_model(parent)
-    start_model, _ = context.load_model(parent)
     judged_on = answerable(context, heldout_prompts(context), tokenizer, policy.config.max_length)
     origin = context if settings.comparisons is None else context.named(settings.comparisons)
     with context.leader_first():
-        gathered = gather_comparisons(origin, start_model, tokenizer)
+        gathered = gather_comparisons(origin, policy, tokenizer)
     encoded = encode_comparisons(gathered.training, tokenizer, policy.config.max_length)
     held = encode_heldout(gathered.heldout, tokenizer, policy.config.max_length, f"[{context.name}]")
     items, held_items = (
@@ -57,6 +56,7 @@ def run_dpo(context: Context) -> dict[str, Any]:
     save(policy, tokenizer, context.folder / "model", context.provenance(totals.steps, parent))
     accuracy, interval = implicit_accuracy(context, policy, held_items, tokenizer)
     reward = load_reward(context, context.last_model("reward"), tokenizer) if context.has("reward") else None
+    start_model, _ = context.load_model(parent)
     figures |= compare(context, start_model, policy, reward, tokenizer, judged_on)
     figures |= alignment_tax(context, start_model, policy, tokenizer)
     return {
@@ -98,10 +98,9 @@ def run_best_of_n(context: Context) -> dict[str, Any]:
     settings = context.settings
     parent = context.start_model()
     policy, tokenizer = context.load_model(parent)
-    start_model, _ = context.load_model(parent)
     judged_on = answerable(context, heldout_prompts(context), tokenizer, policy.config.max_length)
     reward = chosen_reward(context, tokenizer)
-    prompts, completions = _sample(context, start_model, tokenizer)
+    prompts, completions = _sample(context, policy, tokenizer)
     scores = _scores(context, proxy_scores(reward, tokenizer, completions), completions)
     best = pick(completions, scores, settings.replies_per_prompt)
     points = curve(*_by_prompt(context, prompts, completions, scores))
@@ -113,6 +112,7 @@ def run_best_of_n(context: Context) -> dict[str, Any]:
     totals = train(context, policy, next_token, loader.batches, num_steps, None, adapter)
     figures: dict[str, Any] = dict(settle(context, policy, adapter, parent))
     save(policy, tokenizer, context.folder / "model", context.provenance(totals.steps, parent))
+    start_model, _ = context.load_model(parent)
     figures |= compare(context, start_model, policy, reward, tokenizer, judged_on)
     figures |= alignment_tax(context, start_model, policy, tokenizer)
     return {
