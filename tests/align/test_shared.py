@@ -11,14 +11,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
+from jielong.align import ppo
 from jielong.align.learner import Learner, build_learner, check_frozen, checkpoint_state, restore, take_average
 from jielong.align.ppo import even_share, optimise
 from jielong.align.reward import RewardModel
-from jielong.align.rollout import weights_hash
+from jielong.align.rollout import collect, weights_hash
 from jielong.align.settings import GRPOConfig, PPOConfig
 from jielong.align.shared import shared_out
 from jielong.errors import TrainingError
@@ -149,7 +151,7 @@ def together(folder: Path, alone: Callable[..., dict[str, Any]]) -> dict[str, li
     ]
     told = [child.communicate(timeout=300)[1].decode() for child in children]
     assert [child.returncode for child in children] == [0, 0], told
-    names = (*CASES, "on")
+    names = (*CASES, "on", "limit")
     return {case: [json.loads((folder / f"{case}-{rank}.json").read_text()) for rank in range(2)] for case in names}
 
 
@@ -194,6 +196,12 @@ def test_two_processes_go_on_where_one_was(
         near(found["figures"], alone("ppo")["figures"][SAVED:])
 
 
+def test_processes_stop_together(together: dict[str, list[dict[str, Any]]]) -> None:
+    """One that stops alone would leave the others waiting for its part of the next layer."""
+    first, second = together["limit"]
+    assert first == second == {"stopped": [False, True]}
+
+
 def test_shares_are_evened_where_processes_compute_together() -> None:
     from jielong.data.batch import Rollout
 
@@ -224,6 +232,21 @@ def main(folder: Path) -> None:
             start = folder / "alone-ppo" / f"step-{SAVED:06d}" if case == "on" else None
             found = learn(TinyTokenizer(), which, placed, folder / f"together-{case}", start)
             (folder / f"{case}-{runtime.process}.json").write_text(json.dumps(found), encoding="utf-8")
+        with mock.patch.object(ppo, "collect", off_by_rounding if runtime.process else ppo.collect):
+            found = {"stopped": stops(TinyTokenizer(), arranged(replace(runtime, local_size=2), Layout("full")))}
+        (folder / f"limit-{runtime.process}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def off_by_rounding(*given: Any) -> Any:
+    rollout, figures, completions = collect(*given)
+    return rollout, {**figures, "kl_nats_per_reply": figures["kl_nats_per_reply"] + 1e-6}, completions
+
+
+def stops(tokenizer: Any, runtime: Runtime) -> list[bool]:
+    """Of each iteration, whether it was the last because of a KL that is at the limit but for what one rounds."""
+    config = replace(PPO, num_iterations=2, kl_limit=5e-7)  # the first rollout's KL is 0
+    with shared_out(make(tokenizer, config, "limit"), config, runtime) as learning:
+        return [stats.stopped for stats in optimise(learning, PROMPTS, config, runtime)]
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from jielong.runtime import Runtime, derive_seed
 from jielong.train.loop import StepStats, train_step
 from jielong.train.objectives import Objective, next_token
 from jielong.train.optim import set_learning_rate
-from jielong.train.parallel import own_share, total
+from jielong.train.parallel import from_leader, own_share, total
 from jielong.train.schedule import multiplier
 
 RATIO_TOLERANCE_NATS = 1e-6  # largest |log ratio| before the first update of a rollout
@@ -287,10 +287,12 @@ def _iterate(
     else:
         rollout, figures, completions = collect(learner.actors, chosen, config, coefficient, seed, runtime)
     rollout_seconds = time.perf_counter() - started
-    stopped = config.kl_limit is not None and figures["kl_nats_per_reply"] > config.kl_limit
+    # Each process finds it, and other processors may round it otherwise; one that stopped alone would leave the rest.
+    kl = from_leader([figures["kl_nats_per_reply"]] if runtime.process == 0 else None, 1, runtime)[0]
+    stopped = config.kl_limit is not None and kl > config.kl_limit
     if not stopped:
         figures |= update(learner, rollout, config, runtime, iteration, text)
-        learner.kl.update(figures["kl_nats_per_reply"], config.rollout_rows)
+        learner.kl.update(kl, config.rollout_rows)
     seconds = time.perf_counter() - started
     figures |= {
         "kl_coefficient": coefficient,
