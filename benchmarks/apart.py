@@ -13,6 +13,9 @@ from pathlib import Path
 
 from timing import Work
 
+# How long threads of Intel's OpenMP, which CTranslate2 brings, wait for more work by taking a core (KMP_BLOCKTIME is
+# 200 ms); GNU's, torch's, were seen to for 11 ms.
+SPINNING_SECONDS = 0.25
 Maker = Callable[[], Mapping[str, Work]]
 
 

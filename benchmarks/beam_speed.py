@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from apart import SPINNING_SECONDS
 from ctranslate import ctranslate_search, their_translator
 from table import machine, markdown_table
 from timing import interleaved, median_ratio
@@ -160,7 +161,8 @@ def measure(folder: Path, sources: list[list[int]], options: argparse.Namespace,
         return lambda: sum(len(hypotheses[0].tokens) for hypotheses in search())
 
     clock = time.process_time if options.cpu_time else time.perf_counter
-    rates = interleaved({name: counting(search) for name, search in contenders.items()}, options.blocks, 0.0, clock)
+    works = {name: counting(search) for name, search in contenders.items()}
+    rates = interleaved(works, options.blocks, 0.0, clock, SPINNING_SECONDS)
     rows = []
     for name, speeds in rates.items():
         spread = f"{min(speeds):,.0f} – {max(speeds):,.0f}"

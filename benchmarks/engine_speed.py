@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from apart import Apart, apart
+from apart import SPINNING_SECONDS, Apart, apart
 from table import machine, markdown_table
 from timing import Work, interleaved, median_ratio
 
@@ -204,7 +204,7 @@ def measure(num_rows: int, options: argparse.Namespace, folder: Path, threads: i
             return sum(one.cpu_seconds() for one in processes)
 
         clock = processor if options.cpu_time else time.perf_counter
-        rates = interleaved(contenders, options.blocks, options.block_seconds, clock)
+        rates = interleaved(contenders, options.blocks, options.block_seconds, clock, SPINNING_SECONDS)
     others = [name for name in rates if not name.startswith("jielong")]
     rows = []
     for name, found in rates.items():

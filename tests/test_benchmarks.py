@@ -9,6 +9,7 @@ import importlib
 import json
 import sys
 import textwrap
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -235,8 +236,8 @@ def test_shakespeare_table_and_verdicts(script: Any) -> None:
     assert "estimate" not in alone and "nanoGPT" not in alone
 
 
-def test_contenders_take_turns(script: Any) -> None:
-    timing, calls = script("timing"), []
+def test_contenders_take_turns(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    timing, calls = script("timing"), list[Any]()
 
     def work(name: str) -> Any:
         def note() -> int:
@@ -249,6 +250,10 @@ def test_contenders_take_turns(script: Any) -> None:
     assert calls == ["a", "b", "a", "b", "b", "a"]  # a warm-up each, then forwards, then backwards
     assert [len(found) for found in rates.values()] == [2, 2]
     assert timing.median_ratio({"a": [2.0, 9.0, 4.0], "b": [1.0, 3.0, 1.0]}, "a", "b") == 3.0
+    calls.clear()
+    monkeypatch.setattr(time, "sleep", calls.append)
+    timing.interleaved({"a": work("a"), "b": work("b")}, 1, 0.0, rest_seconds=0.3)
+    assert calls == ["a", "b", 0.3, "a", 0.3, "b"], "the threads of the one before come to rest first"
 
 
 SCRIPTS = ["seeds", "shakespeare", "training_speed", "decode_speed", "load_speed", "labels_curve", "gpt1_ablation"]

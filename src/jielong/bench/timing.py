@@ -18,17 +18,20 @@ def interleaved(
     num_blocks: int,
     block_seconds: float,
     clock: Callable[[], float] = time.perf_counter,
+    rest_seconds: float = 0.0,
 ) -> dict[str, list[float]]:
     """Tokens a second, by the clock, of every contender in every block.
 
     Each has a warm-up that does not count. In a block each works for at least block_seconds; every other block
-    goes through them backwards, so that none always follows the same neighbour.
+    goes through them backwards, so that none always follows the same neighbour. rest_seconds: before each turn, where
+    a neighbour's threads go on spinning for a while when its work is done.
     """
     for work in contenders.values():
         work()
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for block in range(num_blocks):
         for name in list(contenders)[:: 1 if block % 2 == 0 else -1]:
+            time.sleep(rest_seconds)
             rates[name].append(_rate(contenders[name], block_seconds, clock))
     return rates
 
