@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 import jielong
-from jielong.stages import instruction
+from jielong.align.learner import Learner, build_optimizers
+from jielong.runtime import Runtime
+from jielong.stages import alignment, instruction
 
 from .elsewhere import elsewhere, run_elsewhere
 
@@ -71,3 +78,36 @@ def test_the_chain_runs_there(recipe: Path, no_probe: None, tmp_path: Path, monk
     assert next(model.parameters()).device == torch.device("cpu")
     lines = (tmp_path / "run" / "03-pretrain" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 3 and json.loads(lines[-1])["heldout_loss_nats"] > 0
+
+
+def test_what_is_shared_out_waits_in_the_machines_memory() -> None:
+    gpu = Runtime(torch.device("cuda", 1), torch.float32)
+    shared: Any = replace(gpu, mesh=object())  # type: ignore[arg-type]
+
+    def where(runtime: Runtime, lora: object = None) -> torch.device:
+        context: Any = SimpleNamespace(runtime=runtime, settings=SimpleNamespace(lora=lora))
+        return alignment.before_learning(context)
+
+    assert where(shared) == torch.device("cpu")
+    assert where(gpu) == gpu.device and where(shared, lora=object()) == gpu.device
+
+
+def test_ppo_moves_nothing_before_it_is_shared_out(
+    recipe: Path, no_probe: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for the sharing: it moves each model as it is cut, and finds all of them on the CPU."""
+    found: list[set[str]] = []
+
+    @contextmanager
+    def moved(learner: Learner, config: Any, runtime: Runtime) -> Iterator[Learner]:
+        found.append({parameter.device.type for model in learner.actors.models for parameter in model.parameters()})
+        for model in learner.actors.models:
+            model.to(runtime.device)
+        of_policy, of_critic = build_optimizers(learner.actors, config)
+        yield replace(learner, policy_optimizer=of_policy, critic_optimizer=of_critic)
+
+    monkeypatch.setattr(instruction, "NUM_QUESTIONS", 1)
+    monkeypatch.setattr(alignment, "before_learning", lambda context: torch.device("cpu"))
+    monkeypatch.setattr(alignment, "shared_out", moved)
+    report = run_elsewhere(recipe, tmp_path / "run", QUICK)
+    assert found == [{"cpu"}] and math.isfinite(report["stages"]["ppo"]["figures"]["kl_nats_per_reply"])

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from jielong.align.judges import FunctionReward, HttpReward, ReplyScorer, RewardEnsemble
 from jielong.align.learner import Learner, build_learner, checkpoint_state, restore, take_average
 from jielong.align.ppo import optimise
@@ -41,7 +43,7 @@ def run_policy(context: Context) -> dict[str, Any]:
     """Train with PPO or GRPO, then compare with the model at its beginning; the hidden preference judges."""
     settings = context.settings
     parent = context.start_model()
-    policy, tokenizer = context.load_model(parent)
+    policy, tokenizer = context.load_model(parent, before_learning(context))
     training, heldout = _prompts(context)
     heldout = answerable(context, heldout, tokenizer, policy.config.max_length)
     ids = [render(prompt["messages"], tokenizer, reply=True)[0] for prompt in training]
@@ -94,12 +96,24 @@ def _reward(context: Context, tokenizer: Tokenizer, records: dict[tuple[int, ...
         return HttpReward(settings.reward_url, tokenizer, settings.reward_timeout_seconds)
     if settings.reward == "verifiable":
         return FunctionReward(lambda question, text: float(check(question, text)), records)
-    return chosen_reward(context, tokenizer)
+    return chosen_reward(context, tokenizer, before_learning(context))
 
 
-def load_reward(context: Context, folder: Path, tokenizer: Tokenizer) -> RewardModel:
-    """The reward model of a folder, where the run computes. Raises ModelError when it reads other tokens than the
-    policy writes.
+def before_learning(context: Context) -> torch.device:
+    """Where policy and reward models lie until they learn and judge.
+
+    Those that are shared out wait in the machine's memory, for each layer is moved as it is cut: policy, reference,
+    critic and reward models need not fit into one GPU. With adapters nothing is shared out.
+    """
+    is_shared_out = context.runtime.mesh is not None and context.settings.lora is None
+    return torch.device("cpu") if is_shared_out else context.runtime.device
+
+
+def load_reward(
+    context: Context, folder: Path, tokenizer: Tokenizer, device: torch.device | None = None
+) -> RewardModel:
+    """The reward model of a folder, where the run computes or on another device. Raises ModelError when it reads other
+    tokens than the policy writes.
     """
     expected = read_provenance(folder).get("tokenizer_hash")
     if expected is not None and expected != tokenizer.hash:
@@ -108,15 +122,17 @@ def load_reward(context: Context, folder: Path, tokenizer: Tokenizer) -> RewardM
             f"policy writes (hash {tokenizer.hash[:12]}); train it on replies of this policy's family"
         )
     reward = RewardModel.load(folder)
-    reward.model.to(context.runtime.device)
+    reward.model.to(device or context.runtime.device)
     return reward
 
 
-def chosen_reward(context: Context, tokenizer: Tokenizer) -> RewardModel | RewardEnsemble:
-    """The newest reward model, or with reward = "mean" or "min" all before this stage as one."""
+def chosen_reward(
+    context: Context, tokenizer: Tokenizer, device: torch.device | None = None
+) -> RewardModel | RewardEnsemble:
+    """The newest reward model, or with reward = "mean" or "min" all before this stage as one, each by load_reward."""
     if context.settings.reward == "model":
-        return load_reward(context, context.last_model("reward"), tokenizer)
-    models = [load_reward(context, folder / "model", tokenizer) for folder in context.folders_of("reward")]
+        return load_reward(context, context.last_model("reward"), tokenizer, device)
+    models = [load_reward(context, folder / "model", tokenizer, device) for folder in context.folders_of("reward")]
     return RewardEnsemble(models, context.settings.reward)
 
 

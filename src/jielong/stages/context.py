@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from jielong.config import data_root, replacing, write_atomic
 from jielong.data.sources import Source
 from jielong.data.world import World
@@ -147,10 +149,10 @@ class Context:
                 return self.earlier[name] / "model"
         raise RecipeError(f"stage [{self.name}] needs a stage of kind sft before it")
 
-    def load_model(self, folder: Path) -> tuple[Transformer, Tokenizer]:
-        """The model of a folder, on the device that the run computes on, and its tokenizer."""
+    def load_model(self, folder: Path, device: torch.device | None = None) -> tuple[Transformer, Tokenizer]:
+        """The model of a folder, on the device that the run computes on or another, and its tokenizer."""
         model, tokenizer = load(folder)
-        return model.to(self.runtime.device), tokenizer
+        return model.to(device or self.runtime.device), tokenizer
 
     def provenance(self, steps: int, parent: Path | None = None) -> dict[str, Any]:
         """What jielong.json says of this stage's model, beside the tokenizer's hash that `save` adds.
