@@ -7,6 +7,7 @@ if a step depends on anything that is not in those tensors.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections.abc import Iterator
@@ -54,37 +55,61 @@ class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, Any, Any, list[Any]]] = []
+        self.own: list[Tensor] = []  # what lies in memory of its own, one of each piece
+        self._known: set[int] = set()  # addresses
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.name().startswith(ASKS_THE_HOST):
             raise RuntimeError(f"{func.name()} is not permitted while a step is recorded")
         made = func(*args, **(kwargs or {}))
         self.calls.append((func, args, kwargs or {}, tree_leaves(made)))
+        self._known |= {address(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
+        for one in tree_leaves(made):
+            if isinstance(one, Tensor) and address(one) not in self._known:
+                self._known.add(address(one))
+                self.own.append(one)
         return made
 
 
+def address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
 class Taped:
-    """A Record, and what was done with it."""
+    """A Record, and what was done with it.
+
+    Recordings share memory on a GPU. So before one is replayed nothing of any is left but what they gave last.
+    """
 
     def __init__(self) -> None:
         self.num_recorded = self.num_replayed = 0
         self.beside: Step | None = None  # of the newest
+        self._tapes: list[tuple[Tape, Tensor]] = []
 
     def __call__(self, step: Step, beside: Step | None = None) -> Step:
         self.num_recorded += 1
         self.beside = beside
         with Tape() as tape:
             logits = step()
+        self._tapes.append((tape, logits))
 
         def replay() -> Tensor:
             self.num_replayed += 1
+            self._forget()
             for func, args, kwargs, made in tape.calls:
                 for old, new in zip(made, tree_leaves(func(*args, **kwargs)), strict=True):
-                    if isinstance(old, Tensor) and old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
+                    if isinstance(old, Tensor) and address(old) != address(new):
                         old.copy_(new)
             return logits
 
         return replay
+
+    def _forget(self) -> None:
+        given = {address(logits) for _, logits in self._tapes}
+        for tape, _ in self._tapes:
+            for one in tape.own:
+                if address(one) not in given:
+                    one.fill_(math.nan if one.is_floating_point() else 0)
 
 
 def build(family: str, vocab_size: int, **changes: Any) -> Transformer:
@@ -226,6 +251,10 @@ def test_the_tape_refuses_what_a_gpu_refuses(tokenizer: Tokenizer) -> None:
     counter = torch.zeros(1)
     replay = Taped()(lambda: counter.add_(1).clone())
     assert [float(replay()) for _ in range(3)] == [2.0, 3.0, 4.0]  # the first was the recording
+    taped, left = Taped(), list[Tensor]()
+    first = taped(lambda: left.append(counter * 2) or left[0] + 1)  # type: ignore[func-returns-value]
+    second = taped(lambda: left[0] + 1)
+    assert first() == 9 and second().isnan()  # what one leaves in the memory that they share is not to be read
 
 
 def test_where_steps_are_recorded(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
