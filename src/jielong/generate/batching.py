@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from jielong.errors import ModelError, UsageError
+from jielong.generate.cast import cast_copy
 from jielong.generate.packed import choose_kind, decoding_runtime, pack
 from jielong.generate.prefix import PrefixCache
 from jielong.generate.progress import Progress, draw, score_tokens
@@ -78,6 +79,8 @@ class Batcher:
             self.runtime = replace(self.runtime, dtype=torch.float32)  # the packed parts see to theirs themselves
         elif weights is not None:
             raise UsageError(f"weights is {weights!r}, but packed weights are for a CPU; leave it out on other devices")
+        elif self.runtime.dtype != torch.float32:
+            self.model = cast_copy(model, self.runtime.dtype)
         recorder = choose_recorder(model, self.runtime)  # on a GPU
         self.recordings = None if recorder is None else Recordings(recorder, MOST_RECORDINGS)
         self.max_rows, self.prefill_tokens = max_rows, prefill_tokens

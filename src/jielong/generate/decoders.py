@@ -7,6 +7,7 @@ from torch import Tensor
 
 from jielong.generate.beam import Decoder
 from jielong.generate.cache import KeyValueCache
+from jielong.generate.cast import cast_copy
 from jielong.model.recurrent import Recurrent
 from jielong.model.structure import Read, StructuredTransformer
 from jielong.model.transformer import Transformer
@@ -23,6 +24,8 @@ def begin_decoding(
     if isinstance(model, StructuredTransformer):
         rows = torch.arange(len(source), device=source.device).repeat_interleave(beam)
         return _StructuredDecoder(model, source[rows], segments[rows], runtime)
+    if isinstance(model, Transformer) and runtime.dtype != torch.float32:
+        model = cast_copy(model, runtime.dtype)
     with runtime.autocast(), torch.inference_mode():
         memory = model.encode(source, segments)
         if isinstance(model, Recurrent):

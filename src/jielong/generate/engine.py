@@ -3,7 +3,7 @@
 A batch is one prefill of the right-padded prompts, then one forward a token. Finished rows idle until they are half of
 the batch, then the cache is compacted. What a step decides stays on the device; the host asks for one number a step.
 
-The weights are read from the model at every forward. Nothing derived from them outlives one call, so a model that is
+The weights are read from the model for every batch. Nothing derived from them outlives one call, so a model that is
 being trained is sampled as it is now; unless an engine is asked to pack them once, for speed.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from jielong.errors import ModelError, UsageError
 from jielong.generate.cache import FixedCache, KeyValueCache
+from jielong.generate.cast import cast_copy
 from jielong.generate.packed import decoding_runtime, pack
 from jielong.generate.penalties import Penalties, penalised
 from jielong.generate.recording import choose_recorder
@@ -269,7 +270,7 @@ class Engine:
         return [(row[:count], row_logprobs[:count]) for row, row_logprobs, count in made]
 
     # inference_mode, not no_grad: under it autocast keeps no cast weights, which in a caller's open autocast would be
-    # stale after a training step, or reach the next forward without gradients. Casting anew costs a tenth of a step.
+    # stale after a training step, or reach the next forward without gradients. What is cast here is a batch's own.
     @torch.inference_mode()
     def _decode(self, job: Job) -> Iterator[_Step]:
         """Steps until every row has ended. Raises ModelError at scores that are not finite, before the step is told."""
@@ -282,8 +283,11 @@ class Engine:
         active = torch.ones_like(rows, dtype=torch.bool)
         # A row's last token is never read, but once it has ended the row goes on writing at that one place.
         capacity = max(len(prompt) + limit for prompt, limit in zip(job.prompts, job.limits, strict=True))
-        cache, step = self._begin(len(rows), capacity)
-        logits = self._prefill(job.prompts, cache)
+        network = self._network
+        if network is self.model and self.runtime.dtype != torch.float32:
+            network = cast_copy(network, self.runtime.dtype)
+        cache, step = self._begin(network, len(rows), capacity)
+        logits = self._prefill(network, job.prompts, cache)
         num_tokens = self.tokenizer.vocab_size
         said = self._penalties(job)
         for index in range(len(numbers)):
@@ -308,16 +312,18 @@ class Engine:
             logits = step(ids)  # (R, V)
             cache.advance(active.long())  # an ended row stays where it is; what it says is never told
 
-    def _begin(self, num_rows: int, capacity: int) -> tuple[KeyValueCache | BatchRows, Callable[[Tensor], Tensor]]:
+    def _begin(
+        self, network: Transformer, num_rows: int, capacity: int
+    ) -> tuple[KeyValueCache | BatchRows, Callable[[Tensor], Tensor]]:
         """An empty cache, and what reads one new token a row: (R,) ids -> logits (R, V)."""
         kind = KeyValueCache if self.recorder is None else FixedCache
         make = kind if self._network is self.model else BatchRows  # packed parts are made for rows
-        dtype = self._network.compute_dtype or self.runtime.dtype
+        dtype = network.compute_dtype or self.runtime.dtype
         cache: KeyValueCache | BatchRows = make(self.model.config, num_rows, capacity, dtype, self.runtime.device)
 
         def run(ids: Tensor) -> Tensor:
             with self.runtime.autocast():
-                return self._network(ids[:, None], cache=cache.view(1))[:, 0]
+                return network(ids[:, None], cache=cache.view(1))[:, 0]
 
         if self.recorder is None or not isinstance(cache, FixedCache):
             return cache, run
@@ -330,7 +336,7 @@ class Engine:
         num_tokens, device = self.tokenizer.vocab_size, self.runtime.device
         return [Penalties(job.sampling, prompt, num_tokens, device) for prompt in job.prompts]
 
-    def _prefill(self, prompts: list[list[int]], cache: KeyValueCache | BatchRows) -> Tensor:
+    def _prefill(self, network: Transformer, prompts: list[list[int]], cache: KeyValueCache | BatchRows) -> Tensor:
         """Read all prompts in one forward; the logits after each one's last token, (R, V)."""
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         tokens = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
@@ -338,9 +344,9 @@ class Engine:
             tokens[row, : len(prompt)] = torch.tensor(prompt)
         tokens, lengths = tokens.to(self.runtime.device), lengths.to(self.runtime.device)
         with self.runtime.autocast():
-            hidden = self._network.hidden(tokens, cache=cache.view(tokens.shape[1]))  # (R, T, D)
+            hidden = network.hidden(tokens, cache=cache.view(tokens.shape[1]))  # (R, T, D)
             cache.advance(lengths)
-            return self._network.unembed(hidden[torch.arange(len(prompts), device=hidden.device), lengths - 1])
+            return network.unembed(hidden[torch.arange(len(prompts), device=hidden.device), lengths - 1])
 
 
 def _not_finite() -> ModelError:

@@ -53,7 +53,7 @@ def pack(model: Transformer, weights: str) -> Transformer:
     packed = copy.deepcopy(model, shared)
     packed.compute_dtype = compute_dtype(kind)
     packed.choose_kernels = partial(_choose_kernels, packed.choose_kernels)
-    packed._read = _Logits(build_product(packed.unembed_weight, packed.logit_bias, kind))
+    packed._read = PackedHead(build_product(packed.unembed_weight, packed.logit_bias, kind))
     if not model.config.tie_embeddings:
         del packed.unembedding
     _replace(packed, kind)
@@ -72,7 +72,7 @@ def choose_kind(model: Transformer) -> str:
     return fastest(found)
 
 
-class _Logits:
+class PackedHead:
     """The "lm" head over packed weights; stands where the model keeps its reader."""
 
     def __init__(self, product: Product) -> None:
