@@ -164,18 +164,20 @@ def test_what_is_left_out_is_told_once() -> None:
     odd = small_decoder(**{**WIDE, "ffn_width": 72})
     with fp8_layers(odd) as left_out:
         assert left_out is not None
-        assert left_out.startswith("ffn.gate is 64 x 72, not multiples of 16; ") and left_out.count("ffn.gate") == 1
+        assert left_out.startswith("not for all layers: ffn.gate is 64 x 72, not multiples of 16; ") and left_out.count("ffn.gate") == 1
         assert isinstance(odd.layers[0].attention.qkv, Fp8Linear) and type(odd.layers[0].ffn.down) is nn.Linear
     experts = small_decoder(**WIDE, num_experts=4, experts_per_token=2)
     with fp8_layers(experts) as left_out:
-        assert left_out == "experts are not multiplied in 8 bits"
+        assert left_out == "not for all layers: experts are not multiplied in 8 bits"
         assert type(experts.layers[0].ffn.router) is nn.Linear
     adapted = small_decoder(**WIDE)
     attach(adapted, LoraConfig(2, 4.0, ("q", "down")), torch.Generator().manual_seed(0))
     with fp8_layers(adapted) as left_out:
-        assert left_out == "attention.qkv has an adapter; ffn.down has an adapter"
+        assert left_out == "not for all layers: attention.qkv has an adapter; ffn.down has an adapter"
+    with fp8_layers(small_decoder(**{**WIDE, "width": 72, "ffn_width": 72, "head_size": 18})) as left_out:
+        assert left_out is not None and left_out.startswith("for no layer: attention.qkv is 72 x ")
     with fp8_layers(nn.Linear(16, 16)) as left_out:
-        assert left_out == "only a Transformer's layers are"
+        assert left_out == "for no layer: only a Transformer's layers multiply in 8 bits"
 
 
 def batch_of_steps(step: int) -> Batch:

@@ -110,7 +110,7 @@ def _as_asked(context: Context, model: torch.nn.Module) -> Iterator[None]:
         if run.fp8:  # first: it is these layers that are compiled
             left_out = stack.enter_context(fp8_layers(model))
             if left_out is not None:
-                context.progress.say(f"{context.name}: [run] fp8 is on, but not for all layers: {left_out}")
+                context.progress.say(f"{context.name}: [run] fp8 is on, but {left_out}")
         if run.compile:
             problem = stack.enter_context(compiled_layers(model, context.runtime))
             if problem is not None:
