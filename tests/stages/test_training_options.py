@@ -18,7 +18,7 @@ import jielong
 from jielong.errors import RecipeError, UsageError
 from jielong.recipe import parse_recipe
 from jielong.runtime import Runtime
-from jielong.stages import pipeline, training
+from jielong.stages import alignment, pipeline, training
 from jielong.stages.context import Context
 from jielong.stages.identity import run_hash, stage_hash
 from jielong.stages.pipeline import run_recipe
@@ -105,6 +105,24 @@ def test_experts_are_kept_in_balance_as_they_train(recipe: Path) -> None:
         assert 0.2 < line["loss_nats"] - line["label_nats"] - added < 0.5, "0.01 times (log Z)^2, with log Z about 5.6"
     with pytest.raises(RecipeError, match="router_balance = 0.1 has no effect: the model has no experts; delete it"):
         parse_recipe(recipe, ["pretrain.router_balance=0.1"])
+
+
+@pytest.mark.parametrize("asked", ["fp8", "compile"])
+def test_ppo_says_that_it_trains_without(asked: str) -> None:
+    """Before anything else: who asked for 8 bits and got none would take the figures for theirs."""
+    told: list[str] = []
+
+    def start_model() -> None:
+        raise ZeroDivisionError
+
+    run = SimpleNamespace(**{"fp8": False, "compile": False, asked: True})
+    context = SimpleNamespace(
+        name="ppo-2", kind="ppo", settings=None, start_model=start_model,
+        recipe=SimpleNamespace(run=run), progress=SimpleNamespace(say=told.append),
+    )  # fmt: skip
+    with pytest.raises(ZeroDivisionError):
+        alignment.run_policy(cast(Context, context))
+    assert told == [f"ppo-2: [run] {asked} is on, but ppo trains without it, for it decodes between steps"]
 
 
 @pytest.mark.parametrize(

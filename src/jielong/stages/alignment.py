@@ -42,6 +42,7 @@ Reward = RewardModel | RewardEnsemble | ReplyScorer
 def run_policy(context: Context) -> dict[str, Any]:
     """Train with PPO or GRPO, then compare with the model at its beginning; the hidden preference judges."""
     settings = context.settings
+    _tell_what_is_not_for_it(context)
     parent = context.start_model()
     policy, tokenizer = context.load_model(parent, before_learning(context))
     training, heldout = _prompts(context)
@@ -64,6 +65,15 @@ def run_policy(context: Context) -> dict[str, Any]:
     figures |= alignment_tax(context, start_model, policy, tokenizer)
     episodes = num_iterations * settings.rollout_rows
     return {**figures, **unaveraged, "episodes": episodes, "prompts_too_long": num_too_long}
+
+
+def _tell_what_is_not_for_it(context: Context) -> None:
+    """Steps take turns with decoding here, and both must be of one policy: what [run] asks of training is not done."""
+    for name, asked in (("fp8", context.recipe.run.fp8), ("compile", context.recipe.run.compile)):
+        if asked:
+            context.progress.say(
+                f"{context.name}: [run] {name} is on, but {context.kind} trains without it, for it decodes between steps"
+            )
 
 
 def _optimisation(context: Context) -> PPOConfig | GRPOConfig:
