@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import jielong
+from jielong.align.learner import Learner
 from jielong.errors import RecipeError, UsageError
 from jielong.recipe import parse_recipe
 from jielong.runtime import Runtime
@@ -123,6 +124,22 @@ def test_ppo_says_that_it_trains_without(asked: str) -> None:
     with pytest.raises(ZeroDivisionError):
         alignment.run_policy(cast(Context, context))
     assert told == [f"ppo-2: [run] {asked} is on, but ppo trains without it, for it decodes between steps"]
+
+
+def test_ppo_goes_on_from_what_all_processes_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As other stages do: one that sees no checkpoint would begin anew beside those that go on."""
+
+    def differ(what: str, text: str, runtime: Runtime) -> None:
+        raise UsageError(f"process 1 of 2 has another {what} than process 0 (process 0 has {text!r})")
+
+    monkeypatch.setattr(training, "check_agreement", differ)
+    (tmp_path / "step-000004").mkdir()
+    context = SimpleNamespace(
+        settings=None, seed=1, checkpoints=tmp_path, runtime=Runtime(torch.device("cpu"), torch.float32)
+    )
+    learner = SimpleNamespace(actors=SimpleNamespace(policy=None, tokenizer=None))
+    with pytest.raises(UsageError, match="another newest checkpoint than process 0 .process 0 has 'step-000004'"):
+        alignment._train(cast(Context, context), cast(Learner, learner), [], [])
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,10 @@ from jielong.stages.instruction import conversation_rows, conversations
 from jielong.stages.judging import Prompt, alignment_tax, answerable, compare, heldout_prompts, watcher
 from jielong.stages.speaking import speaking
 from jielong.stages.tokens import corpus_rows, mixed
-from jielong.stages.training import checkpoints, settle
+from jielong.stages.training import checkpoints, newest_checkpoint, settle
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
-from jielong.train.checkpoint import latest_checkpoint, load_checkpoint
+from jielong.train.checkpoint import load_checkpoint
 from jielong.train.whole import whole_model
 
 NUM_WATCHED = 64  # prompts of the running gold curve: judged now and then, and told to nobody who trains
@@ -151,7 +151,7 @@ def _train(context: Context, learner: Learner, ids: list[list[int]], heldout: li
     settings = context.settings
     runtime = replace(context.runtime, seed=context.seed)
     policy, tokenizer, start = learner.actors.policy, learner.actors.tokenizer, 0
-    found = latest_checkpoint(context.checkpoints)
+    found = newest_checkpoint(context)
     if found is not None:
         _, state = load_checkpoint(found, learner.models, learner.optimizers, runtime)
         start = restore(learner, state)

@@ -253,10 +253,16 @@ def settle(context: Context, model: Transformer, adapter: Adapter | None, parent
     return {"adapter_parameters": sum(parameter.numel() for parameter in adapter.parameters())}
 
 
-def _resume(context: Context, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Totals:
-    """Load the newest checkpoint, if there is one, and say what was used up to it."""
+def newest_checkpoint(context: Context) -> Path | None:
+    """What the stage goes on from, None when it begins. Raises UsageError when processes do not see the same one."""
     found = latest_checkpoint(context.checkpoints)
     check_agreement("newest checkpoint", "none" if found is None else found.name, context.runtime)
+    return found
+
+
+def _resume(context: Context, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Totals:
+    """Load the newest checkpoint, if there is one, and say what was used up to it."""
+    found = newest_checkpoint(context)
     if found is None:
         return Totals(0, 0, 0.0, float("nan"))
     steps, state = load_checkpoint(found, {"model": model}, {"optimizer": optimizer}, context.runtime)
