@@ -114,6 +114,31 @@ def test_a_layer_against_its_rounded_self_and_against_float32(shape: tuple[int, 
         assert 0.005 < off_by(found, expected) < bound  # rounded, and no more than that
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_gpu_would_take_every_product(turned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch asks of operands on a GPU and not on a CPU: ScaledBlas.cpp, and cuBLASLt's table of types."""
+    kernel, seen = torch._scaled_mm, list[tuple[torch.dtype, torch.dtype, torch.dtype, bool]]()
+
+    def checked(left: Tensor, right: Tensor, *scales: Tensor, out_dtype: torch.dtype, use_fast_accum: bool) -> Tensor:
+        assert left.stride() == (left.shape[1], 1) and right.stride() == (1, right.shape[0])
+        assert left.shape[1] % 16 == right.shape[1] % 16 == 0
+        assert [(scale.numel(), scale.dtype) for scale in scales] == [(1, torch.float32)] * 2
+        seen.append((left.dtype, right.dtype, out_dtype, use_fast_accum))
+        return kernel(left, right, *scales, out_dtype=out_dtype, use_fast_accum=use_fast_accum)
+
+    monkeypatch.setattr(torch, "_scaled_mm", checked)
+    layer = Fp8Linear(nn.Linear(32, 48))
+    x = drawn(5, 7, 32).bfloat16().requires_grad_()
+    with CPU.autocast():
+        output = layer(x)
+    gradient = drawn(48, 7, 5).permute(2, 1, 0) if turned else drawn(1, 1, 48).expand(5, 7, 48)
+    output.backward(gradient.to(output.dtype))
+    wide, narrow = torch.float32, torch.bfloat16
+    assert seen == [
+        (FORWARD, FORWARD, narrow, True), (BACKWARD, FORWARD, narrow, False), (BACKWARD, FORWARD, wide, False)
+    ]  # fmt: skip
+
+
 def test_in_evaluation_a_layer_is_the_ordinary_one() -> None:
     plain = nn.Linear(32, 48)
     layer, x = Fp8Linear(plain.eval()), drawn(5, 32)
