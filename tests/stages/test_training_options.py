@@ -126,6 +126,23 @@ def test_ppo_says_that_it_trains_without(asked: str) -> None:
     assert told == [f"ppo-2: [run] {asked} is on, but ppo trains without it, for it decodes between steps"]
 
 
+def test_dpo_says_that_it_trains_without_8_bits() -> None:
+    """Its objective puts the policy into eval(), as its reference was read; there 8 bits would silently be off."""
+    told: list[str] = []
+    model = torch.nn.Linear(2, 2)
+    run = SimpleNamespace(fp8=True, compile=False)
+    for kind in ("dpo", "reward"):
+        context = SimpleNamespace(
+            name=kind, kind=kind, recipe=SimpleNamespace(run=run), progress=SimpleNamespace(say=told.append)
+        )
+        with training._as_asked(cast(Context, context), model):
+            pass
+    assert told == [
+        "dpo: [run] fp8 is on, but dpo trains without it, for the policy must be read as its reference was",
+        "reward: [run] fp8 is on, but for no layer: only a Transformer's layers multiply in 8 bits",
+    ]
+
+
 def test_ppo_goes_on_from_what_all_processes_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As other stages do: one that sees no checkpoint would begin anew beside those that go on."""
 
