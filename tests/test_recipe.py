@@ -493,7 +493,10 @@ def test_8_bits_are_counted_where_there_are_any(tmp_path: Path) -> None:
     path, runtime = write(tmp_path), detect("cpu", "float32")
     narrow = ["run.fp8=true", "run.dtype=bfloat16"]
     plans = [plan_recipe(parse_recipe(path, more), runtime, 1e11)["stages"] for more in ([], narrow)]
-    saves = {name: plans[1][name]["memory_bytes"] < plans[0][name]["memory_bytes"] for name in ("sft", "reward", "ppo", "dpo")}
+    saves = {
+        name: plans[1][name]["memory_bytes"] < plans[0][name]["memory_bytes"]
+        for name in ("sft", "reward", "ppo", "dpo")
+    }
     assert saves == {"sft": True, "reward": True, "ppo": False, "dpo": False}
 
 

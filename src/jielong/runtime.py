@@ -133,8 +133,8 @@ def _gpu(name: str, asked: int | None, own: int) -> torch.device:
         )
     if asked is None and 0 < num_gpus <= own:
         raise UsageError(
-            f"process {own} of this machine, counted from 0, has no GPU of its own: it sees {num_gpus}. Start at most one "
-            "process a GPU, or set device = 'cpu'; where each sees its own GPU alone, set device = 'cuda:0'"
+            f"process {own} of this machine, counted from 0, has no GPU of its own: it sees {num_gpus}. Start at most "
+            "one process a GPU, or set device = 'cpu'; where each sees its own GPU alone, set device = 'cuda:0'"
         )
     if (own if asked is None else asked) >= num_gpus:
         raise UsageError(f"device is {name!r}, but this machine has none; use auto or cpu")

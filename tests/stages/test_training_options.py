@@ -123,7 +123,7 @@ def test_ppo_says_that_it_trains_without(asked: str) -> None:
     )  # fmt: skip
     with pytest.raises(ZeroDivisionError):
         alignment.run_policy(cast(Context, context))
-    assert told == [f"ppo-2: [run] {asked} is on, but ppo trains without it, for it decodes between steps"]
+    assert told == [f"ppo-2: [run] {asked} is on, but ppo trains without it: it decodes between steps"]
 
 
 def test_dpo_says_that_it_trains_without_8_bits() -> None:

@@ -136,7 +136,9 @@ def test_layers_that_are_compiled_decode_uncompiled(
 
     hidden, seen = Transformer.hidden, set[tuple[bool, bool]]()
 
-    def watched(self: Transformer, tokens: Tensor, segments: Tensor | None = None, cache: Any = None, *more: Any) -> Any:
+    def watched(
+        self: Transformer, tokens: Tensor, segments: Tensor | None = None, cache: Any = None, *more: Any
+    ) -> Any:
         seen.add((cache is not None, self.layers[0]._compiled_call_impl is not None))
         return hidden(self, tokens, segments, cache, *more)
 

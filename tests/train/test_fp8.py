@@ -189,7 +189,10 @@ def test_what_is_left_out_is_told_once() -> None:
     odd = small_decoder(**{**WIDE, "ffn_width": 72})
     with fp8_layers(odd) as left_out:
         assert left_out is not None
-        assert left_out.startswith("not for all layers: ffn.gate is 64 x 72, not multiples of 16; ") and left_out.count("ffn.gate") == 1
+        assert (
+            left_out.startswith("not for all layers: ffn.gate is 64 x 72, not multiples of 16; ")
+            and left_out.count("ffn.gate") == 1
+        )
         assert isinstance(odd.layers[0].attention.qkv, Fp8Linear) and type(odd.layers[0].ffn.down) is nn.Linear
     experts = small_decoder(**WIDE, num_experts=4, experts_per_token=2)
     with fp8_layers(experts) as left_out:

@@ -72,7 +72,7 @@ def _tell_what_is_not_for_it(context: Context) -> None:
     for name, asked in (("fp8", context.recipe.run.fp8), ("compile", context.recipe.run.compile)):
         if asked:
             context.progress.say(
-                f"{context.name}: [run] {name} is on, but {context.kind} trains without it, for it decodes between steps"
+                f"{context.name}: [run] {name} is on, but {context.kind} trains without it: it decodes between steps"
             )
 
 

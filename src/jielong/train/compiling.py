@@ -39,8 +39,8 @@ def compiled_layers(model: nn.Module, runtime: Runtime, backend: str = "inductor
     """Within the block, the layers of a Transformer in `model` run compiled; yields why not, where they do not.
 
     The first steps take longer: each kind of batch is compiled when it comes. Afterwards the model is as before: to
-    decode, whose shapes change with every token, is no work for a compiler (see `uncompiled`). backend: torch's name of one; only
-    inductor makes anything faster.
+    decode, whose shapes change with every token, is no work for a compiler (see `uncompiled`). backend: torch's name
+    of one; only inductor makes anything faster.
     """
     models = [one for one in model.modules() if isinstance(one, Transformer)]
     problem = None if models else "only a Transformer's layers are compiled"

@@ -159,7 +159,7 @@ def rebind(adapter: nn.Module, model: nn.Module) -> None:
 
 @torch.no_grad()
 def sum_parts(parameters: Iterable[nn.Parameter], runtime: Runtime) -> None:
-    """Sum over processes the gradients of what is not shared out, each process its own part; `fully_shard` sums the rest.
+    """Sum over processes the gradients of what is not shared out, each its own part; `fully_shard` sums the rest.
 
     As in gradient_sums.py a process without a gradient counts as zero, and where none has one there is none.
     """
