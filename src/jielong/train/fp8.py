@@ -125,7 +125,9 @@ class Fp8Linear(nn.Linear):
         if missing:
             rows = F.pad(rows, (0, 0, 0, missing))
         product: Tensor = _Product.apply(rows, self.weight, dtype)
-        output = product[:num_rows].view(*x.shape[:-1], -1)
+        if missing:  # else the way back would copy the gradient into a larger one of zeros, for nothing
+            product = product[:num_rows]
+        output = product.view(*x.shape[:-1], -1)
         return output if self.bias is None else output + self.bias.to(dtype)
 
     def plain(self) -> nn.Linear:
