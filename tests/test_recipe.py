@@ -488,6 +488,18 @@ def test_a_step_of_several_micro_batches_holds_gradients_beside_activations(tmp_
     assert held[0] < held[1]
 
 
+def test_8_bits_are_counted_where_there_are_any(tmp_path: Path) -> None:
+    """Not in stages that go on in dtype."""
+    path, runtime = write(tmp_path), detect("cpu", "float32")
+    narrow = ["run.fp8=true", "run.dtype=bfloat16"]
+    plans = [plan_recipe(parse_recipe(path, more), runtime, 1e11)["stages"] for more in ([], narrow)]
+    saves = {
+        name: plans[1][name]["memory_bytes"] < plans[0][name]["memory_bytes"]
+        for name in ("sft", "reward", "ppo", "dpo")
+    }
+    assert saves == {"sft": True, "reward": True, "ppo": False, "dpo": False}
+
+
 def test_plan_says_what_it_cannot_know(tmp_path: Path) -> None:
     plan = plan_recipe(parse_recipe(write(tmp_path)), detect("cpu", "float32"), 1e11)
     assert plan["stages"]["curate"]["seconds"] is None  # novels.txt is not on this machine

@@ -129,5 +129,17 @@ def test_cuda_is_each_processs_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert detect("cuda", "float32").device == torch.device("cuda", wanted)
     assert detect("cuda:0", "float32").device == torch.device("cuda", 0)
     monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("cuda", "auto"):
+        with pytest.raises(
+            UsageError, match="process 2 of this machine, counted from 0, has no GPU of its own: it sees 2"
+        ):
+            detect(name, "float32")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="device is 'cuda:0', but 2 processes run on this machine"):
+        detect("cuda:0", "float32")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert detect("cuda:0", "float32").device == torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(UsageError, match="this machine has none"):
         detect("cuda", "float32")

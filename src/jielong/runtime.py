@@ -108,22 +108,37 @@ def detect(device: str = "auto", dtype: str = "auto", threads: int | None = None
 
 def _device(name: str) -> torch.device:
     own = int(os.environ.get("LOCAL_RANK", "0"))  # of several processes on this machine each has a GPU of its own
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", own)
+    if name == "auto" and not torch.cuda.is_available():
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device("cuda" if name == "auto" else name)
     except RuntimeError:
         raise UsageError(f"device is {name!r}; legal are auto, cpu, cuda, cuda:0 and on, mps") from None
     if device.type not in ("cpu", "cuda", "mps"):
         raise UsageError(f"device is {name!r}; legal are auto, cpu, cuda, cuda:0 and on, mps")
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", own)
-    missing_cuda = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-    if missing_cuda or (device.type == "mps" and not torch.backends.mps.is_available()):
+    if device.type == "cuda":
+        return _gpu(name, device.index, own)
+    if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError(f"device is {name!r}, but this machine has none; use auto or cpu")
     return device
+
+
+def _gpu(name: str, asked: int | None, own: int) -> torch.device:
+    """The GPU of this number, or this process's own. Raises UsageError where there is none, or not one for each."""
+    num_gpus, num_processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if asked is not None and num_processes > 1 and num_gpus > 1:  # of a single one each may see another
+        raise UsageError(
+            f"device is {name!r}, but {num_processes} processes run on this machine, and each needs a GPU of its own; "
+            "use cuda or auto"
+        )
+    if asked is None and 0 < num_gpus <= own:
+        raise UsageError(
+            f"process {own} of this machine, counted from 0, has no GPU of its own: it sees {num_gpus}. Start at most "
+            "one process a GPU, or set device = 'cpu'; where each sees its own GPU alone, set device = 'cuda:0'"
+        )
+    if (own if asked is None else asked) >= num_gpus:
+        raise UsageError(f"device is {name!r}, but this machine has none; use auto or cpu")
+    return torch.device("cuda", own if asked is None else asked)
 
 
 def _fast_bfloat16(device: torch.device) -> bool:

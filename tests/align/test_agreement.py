@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from jielong.align.agreement import (
 from jielong.align.comparisons import Candidates
 from jielong.errors import DataError
 from jielong.intervals import wilson_ci95
+from jielong.model.transformer import Transformer
 
 
 def test_independent_pairs_count_in_full_and_copies_count_once() -> None:
@@ -66,3 +69,13 @@ def test_a_perfect_and_a_reversed_judge(make_model) -> None:  # type: ignore[no-
 def test_nothing_to_measure(make_model) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(DataError, match="no comparisons"):
         measure_agreement(make_model("scalar"), [], 9)
+
+
+def test_a_judge_that_is_trained_is_measured_without_dropout(make_model) -> None:  # type: ignore[no-untyped-def]
+    model = make_model("scalar", scale=8.0)
+    judge = Transformer(replace(model.config, dropout=0.5)).train()
+    judge.load_state_dict(model.state_dict())
+    pairs = [Candidates([[1, n], [2, n]], [1, 1], [(0, 1)]) for n in range(9)]
+    first = measure_agreement(judge, pairs, 9)
+    assert judge.training and first == measure_agreement(judge, pairs, 9) == measure_agreement(judge.eval(), pairs, 9)
+    assert not judge.training

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import jielong
+from jielong.align.learner import Learner
 from jielong.errors import RecipeError, UsageError
 from jielong.recipe import parse_recipe
 from jielong.runtime import Runtime
-from jielong.stages import pipeline, training
+from jielong.stages import alignment, pipeline, training
 from jielong.stages.context import Context
 from jielong.stages.identity import run_hash, stage_hash
 from jielong.stages.pipeline import run_recipe
@@ -105,6 +106,57 @@ def test_experts_are_kept_in_balance_as_they_train(recipe: Path) -> None:
         assert 0.2 < line["loss_nats"] - line["label_nats"] - added < 0.5, "0.01 times (log Z)^2, with log Z about 5.6"
     with pytest.raises(RecipeError, match="router_balance = 0.1 has no effect: the model has no experts; delete it"):
         parse_recipe(recipe, ["pretrain.router_balance=0.1"])
+
+
+@pytest.mark.parametrize("asked", ["fp8", "compile"])
+def test_ppo_says_that_it_trains_without(asked: str) -> None:
+    """Before anything else: who asked for 8 bits and got none would take the figures for theirs."""
+    told: list[str] = []
+
+    def start_model() -> None:
+        raise ZeroDivisionError
+
+    run = SimpleNamespace(**{"fp8": False, "compile": False, asked: True})
+    context = SimpleNamespace(
+        name="ppo-2", kind="ppo", settings=None, start_model=start_model,
+        recipe=SimpleNamespace(run=run), progress=SimpleNamespace(say=told.append),
+    )  # fmt: skip
+    with pytest.raises(ZeroDivisionError):
+        alignment.run_policy(cast(Context, context))
+    assert told == [f"ppo-2: [run] {asked} is on, but ppo trains without it: it decodes between steps"]
+
+
+def test_dpo_says_that_it_trains_without_8_bits() -> None:
+    """Its objective puts the policy into eval(), as its reference was read; there 8 bits would silently be off."""
+    told: list[str] = []
+    model = torch.nn.Linear(2, 2)
+    run = SimpleNamespace(fp8=True, compile=False)
+    for kind in ("dpo", "reward"):
+        context = SimpleNamespace(
+            name=kind, kind=kind, recipe=SimpleNamespace(run=run), progress=SimpleNamespace(say=told.append)
+        )
+        with training._as_asked(cast(Context, context), model):
+            pass
+    assert told == [
+        "dpo: [run] fp8 is on, but dpo trains without it, for the policy must be read as its reference was",
+        "reward: [run] fp8 is on, but for no layer: only a Transformer's layers multiply in 8 bits",
+    ]
+
+
+def test_ppo_goes_on_from_what_all_processes_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As other stages do: one that sees no checkpoint would begin anew beside those that go on."""
+
+    def differ(what: str, text: str, runtime: Runtime) -> None:
+        raise UsageError(f"process 1 of 2 has another {what} than process 0 (process 0 has {text!r})")
+
+    monkeypatch.setattr(training, "check_agreement", differ)
+    (tmp_path / "step-000004").mkdir()
+    context = SimpleNamespace(
+        settings=None, seed=1, checkpoints=tmp_path, runtime=Runtime(torch.device("cpu"), torch.float32)
+    )
+    learner = SimpleNamespace(actors=SimpleNamespace(policy=None, tokenizer=None))
+    with pytest.raises(UsageError, match="another newest checkpoint than process 0 .process 0 has 'step-000004'"):
+        alignment._train(cast(Context, context), cast(Learner, learner), [], [])
 
 
 @pytest.mark.parametrize(

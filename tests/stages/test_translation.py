@@ -7,15 +7,19 @@ import json
 import random
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from jielong.data.world.translation import Translation
 from jielong.folder import load_translator
-from jielong.stages import pipeline
+from jielong.model.transformer import Transformer
+from jielong.runtime import Runtime
+from jielong.stages import pipeline, training
 from jielong.stages.pipeline import run_recipe
 from jielong.stages.translation import snapshots_in
 
@@ -115,6 +119,34 @@ def reference(recipe: Path, no_probe: None, tmp_path_factory: pytest.TempPathFac
 
 def figures_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "02-translate" / "figures.json").read_text(encoding="utf-8"))["figures"]
+
+
+def test_layers_that_are_compiled_decode_uncompiled(
+    recipe: Path, no_probe: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight lengths of a cache, and torch would have compiled enough of a layer: training would go on without."""
+
+    @contextmanager
+    def as_if_compiled(model: Transformer, runtime: Runtime) -> Iterator[None]:
+        for layer in (*model.encoder, *model.layers):
+            layer._compiled_call_impl = layer._call_impl
+        yield
+        for layer in (*model.encoder, *model.layers):
+            layer._compiled_call_impl = None
+
+    hidden, seen = Transformer.hidden, set[tuple[bool, bool]]()
+
+    def watched(
+        self: Transformer, tokens: Tensor, segments: Tensor | None = None, cache: Any = None, *more: Any
+    ) -> Any:
+        seen.add((cache is not None, self.layers[0]._compiled_call_impl is not None))
+        return hidden(self, tokens, segments, cache, *more)
+
+    monkeypatch.setattr(training, "compiled_layers", as_if_compiled)
+    monkeypatch.setattr(Transformer, "hidden", watched)
+    run_recipe(recipe, tmp_path / "run", ["run.compile=true", "translate.num_steps=5"], quiet=True)
+    assert (False, True) in seen and (True, False) in seen  # learned compiled, decoded not
+    assert (True, True) not in seen
 
 
 def test_figures(reference: Path, pairs: Path) -> None:

@@ -15,7 +15,7 @@ from jielong.model.transformer import Transformer
 from jielong.recipe.settings import RunSettings
 from jielong.runtime import Runtime
 from jielong.train import compiling
-from jielong.train.compiling import compiled_layers, compiler_problem
+from jielong.train.compiling import compiled_layers, compiler_problem, uncompiled
 from jielong.train.objectives import next_token
 
 from ..model.conftest import small_decoder
@@ -60,6 +60,27 @@ def test_compiled_layers_equal_the_plain_ones(plain_length: int, monkeypatch: py
     assert all(layer._compiled_call_impl is None for layer in model.layers)
     model.layers[0](None, None)
     assert calls == ["seen"], "outside the block layers run as they are written"
+
+
+def test_to_decode_layers_run_as_they_are_written() -> None:
+    torch.compiler.reset()
+    model, tokens = build(), packed_batch().tokens
+    plain, seen = model(tokens), list[int]()
+
+    def compiler(graph: torch.fx.GraphModule, examples: list[Tensor]) -> torch.fx.GraphModule:
+        seen.append(len(examples))
+        return graph
+
+    with compiled_layers(model, CPU, backend=compiler):  # type: ignore[arg-type]
+        calls = [layer._compiled_call_impl for layer in model.layers]
+        with pytest.raises(ZeroDivisionError), uncompiled(model):
+            assert torch.equal(model(tokens), plain) and not seen
+            raise ZeroDivisionError
+        assert [layer._compiled_call_impl for layer in model.layers] == calls and None not in calls
+        assert torch.allclose(model(tokens), plain, atol=1e-6) and seen
+    with uncompiled(model):
+        assert torch.equal(model(tokens), plain)
+    assert all(layer._compiled_call_impl is None for layer in model.layers)
 
 
 def test_without_a_compiler_training_goes_on_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

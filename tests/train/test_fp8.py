@@ -114,6 +114,31 @@ def test_a_layer_against_its_rounded_self_and_against_float32(shape: tuple[int, 
         assert 0.005 < off_by(found, expected) < bound  # rounded, and no more than that
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_gpu_would_take_every_product(turned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch asks of operands on a GPU and not on a CPU: ScaledBlas.cpp, and cuBLASLt's table of types."""
+    kernel, seen = torch._scaled_mm, list[tuple[torch.dtype, torch.dtype, torch.dtype, bool]]()
+
+    def checked(left: Tensor, right: Tensor, *scales: Tensor, out_dtype: torch.dtype, use_fast_accum: bool) -> Tensor:
+        assert left.stride() == (left.shape[1], 1) and right.stride() == (1, right.shape[0])
+        assert left.shape[1] % 16 == right.shape[1] % 16 == 0
+        assert [(scale.numel(), scale.dtype) for scale in scales] == [(1, torch.float32)] * 2
+        seen.append((left.dtype, right.dtype, out_dtype, use_fast_accum))
+        return kernel(left, right, *scales, out_dtype=out_dtype, use_fast_accum=use_fast_accum)
+
+    monkeypatch.setattr(torch, "_scaled_mm", checked)
+    layer = Fp8Linear(nn.Linear(32, 48))
+    x = drawn(5, 7, 32).bfloat16().requires_grad_()
+    with CPU.autocast():
+        output = layer(x)
+    gradient = drawn(48, 7, 5).permute(2, 1, 0) if turned else drawn(1, 1, 48).expand(5, 7, 48)
+    output.backward(gradient.to(output.dtype))
+    wide, narrow = torch.float32, torch.bfloat16
+    assert seen == [
+        (FORWARD, FORWARD, narrow, True), (BACKWARD, FORWARD, narrow, False), (BACKWARD, FORWARD, wide, False)
+    ]  # fmt: skip
+
+
 def test_in_evaluation_a_layer_is_the_ordinary_one() -> None:
     plain = nn.Linear(32, 48)
     layer, x = Fp8Linear(plain.eval()), drawn(5, 32)
@@ -164,18 +189,23 @@ def test_what_is_left_out_is_told_once() -> None:
     odd = small_decoder(**{**WIDE, "ffn_width": 72})
     with fp8_layers(odd) as left_out:
         assert left_out is not None
-        assert left_out.startswith("ffn.gate is 64 x 72, not multiples of 16; ") and left_out.count("ffn.gate") == 1
+        assert (
+            left_out.startswith("not for all layers: ffn.gate is 64 x 72, not multiples of 16; ")
+            and left_out.count("ffn.gate") == 1
+        )
         assert isinstance(odd.layers[0].attention.qkv, Fp8Linear) and type(odd.layers[0].ffn.down) is nn.Linear
     experts = small_decoder(**WIDE, num_experts=4, experts_per_token=2)
     with fp8_layers(experts) as left_out:
-        assert left_out == "experts are not multiplied in 8 bits"
+        assert left_out == "not for all layers: experts are not multiplied in 8 bits"
         assert type(experts.layers[0].ffn.router) is nn.Linear
     adapted = small_decoder(**WIDE)
     attach(adapted, LoraConfig(2, 4.0, ("q", "down")), torch.Generator().manual_seed(0))
     with fp8_layers(adapted) as left_out:
-        assert left_out == "attention.qkv has an adapter; ffn.down has an adapter"
+        assert left_out == "not for all layers: attention.qkv has an adapter; ffn.down has an adapter"
+    with fp8_layers(small_decoder(**{**WIDE, "width": 72, "ffn_width": 72, "head_size": 18})) as left_out:
+        assert left_out is not None and left_out.startswith("for no layer: attention.qkv is 72 x ")
     with fp8_layers(nn.Linear(16, 16)) as left_out:
-        assert left_out == "only a Transformer's layers are"
+        assert left_out == "for no layer: only a Transformer's layers multiply in 8 bits"
 
 
 def batch_of_steps(step: int) -> Batch:

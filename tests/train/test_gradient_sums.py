@@ -220,6 +220,24 @@ def refuses_what_comes_too_late(runtime: Runtime) -> None:
     sums.finish()
 
 
+def parts_are_summed_likewise(runtime: Runtime) -> None:
+    """By what sums in replicas of whole weights: AdamW would let an unread parameter decay for a gradient of zeros."""
+    from jielong.train.sharding import sum_parts
+
+    model, optimizer = build(CASES["unused"])
+    assert isinstance(model, Partly)
+    partly(model, rows(0)[runtime.rank])[0].backward()
+    grads = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert ("seldom" in grads) == (runtime.rank == 1)  # of the first two rows that of 5 alone reads it
+    sum_parts([parameter for group in optimizer.param_groups for parameter in group["params"]], runtime)
+    assert model.unread.grad is None
+    for name, parameter in model.named_parameters():
+        if name != "unread":
+            expected = grads.get(name, torch.zeros_like(parameter))
+            dist.all_reduce(expected)
+            assert parameter.grad is not None and torch.equal(parameter.grad, expected), name
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     gradient_sums.BUCKET_BYTES = SMALL
@@ -236,6 +254,7 @@ def main(folder: Path) -> None:
             del found["state"]
             (folder / f"{name}-{runtime.rank}.json").write_text(json.dumps(found), encoding="utf-8")
         refuses_what_comes_too_late(runtime)
+        parts_are_summed_likewise(runtime)
         if runtime.rank == 1:
             os._exit(0)
         with pytest.raises(TrainingError, match="process 0 of 2 has lost another one"):

@@ -14,7 +14,7 @@ import torch
 from jielong.errors import UsageError
 from jielong.runtime import Runtime
 from jielong.train import parallel
-from jielong.train.parallel import check_equal_weights, rows_each, total
+from jielong.train.parallel import check_equal_weights, joined, rows_each, total
 
 CPU = Runtime(device=torch.device("cpu"), dtype=torch.float32)
 STEPS = """
@@ -117,6 +117,24 @@ def test_nobody_waits_for_the_dead(tmp_path: Path) -> None:
     first, second = run(tmp_path, "die")
     assert second == []
     assert first and first[0].startswith("TrainingError process 0 of 2 has lost another one")
+
+
+@pytest.mark.parametrize(("device", "waits"), [("cuda", True), ("cpu", False)])
+def test_who_fails_does_not_wait_for_those_who_wait_for_it(
+    device: str, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL's leave-taking flushes what all have to sum together, so it is taken only where nothing went wrong."""
+    left: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(parallel.dist, "init_process_group", lambda backend, **more: left.append(backend))
+    monkeypatch.setattr(parallel.dist, "destroy_process_group", lambda: left.append("destroyed"))
+    runtime = Runtime(torch.device(device), torch.float32, world_size=2)
+    with joined(runtime):
+        pass
+    with pytest.raises(ZeroDivisionError), joined(runtime):
+        raise ZeroDivisionError
+    backend = "nccl" if waits else "gloo"
+    assert left == [backend, "destroyed", backend, *([] if waits else ["destroyed"])]
 
 
 def test_rows_are_shared_equally_or_the_nearest_numbers_are_named() -> None:

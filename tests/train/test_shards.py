@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from jielong.errors import CheckpointError
-from jielong.train.shards import read_shards, stored_shapes
+from jielong.train.checkpoint import load_checkpoint
+from jielong.train.checkpoint_state import groups_of
+from jielong.train.shards import named_tensors, read_shards, stored_shapes, write_shards
 
 
 def write_piece(folder: Path, number: int, piece: Tensor, first_row: int) -> None:
@@ -36,3 +38,23 @@ def test_a_missing_first_piece_is_told(tmp_path: Path) -> None:
     write_piece(tmp_path, 2, torch.ones(3, 2), 4)
     with pytest.raises(CheckpointError, match="lacks a file .*: of model/weight 6 of 14 numbers are there. Delete"):
         stored_shapes(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is")
+def test_moments_of_parameters_that_no_longer_learn_are_told(tmp_path: Path) -> None:
+    """Before anything is changed, and in our own words."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 3))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    tensors = named_tensors({"model": model}, {"optimizer": optimizer})
+    (tmp_path / "shards").mkdir()
+    write_shards(tmp_path / "shards", tensors)
+    state = {
+        "version": 1, "step": 1, "state": {}, "optimizers": {"optimizer": groups_of(optimizer)}, "tensors": {},
+        "torch_rng": "", "shards": len(tensors), "tensor_parallel": 1,
+    }  # fmt: skip
+    (tmp_path / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    fewer = torch.optim.AdamW(model[0].parameters())
+    with pytest.raises(CheckpointError, match=r"had parameter groups of \[4\] tensors, now they are \[2\]"):
+        load_checkpoint(tmp_path, {"model": model}, {"optimizer": fewer})

@@ -68,10 +68,11 @@ def rate_ci95(hits: Tensor, prompts: Tensor) -> tuple[float, float]:
 def measure_agreement(
     model: Transformer, items: Sequence[Candidates], pad_id: int, batch_prompts: int = 32
 ) -> Agreement:
-    """Agreement of the model with held-out comparisons. Raises DataError when there are none."""
+    """Agreement of the model, in eval() for the time being, with held-out comparisons. Raises DataError without any."""
     if not items:
         raise DataError("there are no comparisons to measure the reward model on")
-    device = next(model.parameters()).device
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
     margins, losses, prompts = [], 0.0, []
     for first in range(0, len(items), batch_prompts):
         batch = collate(items[first : first + batch_prompts], pad_id).to(device)
@@ -79,6 +80,7 @@ def measure_agreement(
         better, worse = scores[batch.pairs[:, 0]], scores[batch.pairs[:, 1]]
         margins.append((better - worse).cpu())
         losses += float((batch.weights * pair_loss(better, worse)).sum())
+    model.train(training)
     for index, item in enumerate(items):
         prompts.extend([index] * len(item.pairs))
     margin = torch.cat(margins)

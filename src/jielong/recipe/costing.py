@@ -108,7 +108,7 @@ class _State:
 
     @property
     def fp8(self) -> bool:
-        """Of stages that train by themselves; ppo and grpo, which decode between their steps, have no 8 bits."""
+        """Of most stages; ppo and grpo, which decode between their steps, and dpo, have no 8 bits."""
         return self.recipe.run.fp8
 
     @property
@@ -188,7 +188,7 @@ def _sft(settings: Any, state: _State) -> dict[str, Any]:
     return _training(state.model, round(tokens), batch_tokens, state.training_rate, settings.accumulate, state.fp8)
 
 
-def _reward(settings: Any, state: _State) -> dict[str, Any]:
+def _reward(settings: Any, state: _State, fp8: bool = True) -> dict[str, Any]:
     if state.model is None or settings.num_prompts is None:
         return {}
     replies = settings.num_prompts * settings.replies_per_prompt
@@ -196,7 +196,7 @@ def _reward(settings: Any, state: _State) -> dict[str, Any]:
     epochs = settings.epochs or settings.num_steps * settings.batch_rows * settings.accumulate / settings.num_prompts
     batch_tokens = settings.batch_rows * settings.replies_per_prompt * per_reply
     tokens = round(replies * per_reply * epochs)
-    training = _training(state.model, tokens, batch_tokens, state.training_rate, settings.accumulate, state.fp8)
+    training = _training(state.model, tokens, batch_tokens, state.training_rate, settings.accumulate, fp8 and state.fp8)
     return _with_sampling(training, replies * settings.max_new_tokens, state)
 
 
@@ -222,7 +222,7 @@ def _judged_replies(settings: Any) -> int:
 
 def _dpo(settings: Any, state: _State) -> dict[str, Any]:
     """As reward where it samples itself; of another stage's comparisons only the judging is known."""
-    found = _reward(settings, state)
+    found = _reward(settings, state, fp8=False)
     if state.model is None or not found:
         return {}
     return _with_sampling(found, _judged_replies(settings) * settings.max_new_tokens, state)

@@ -74,7 +74,8 @@ class RunSettings(Settings):
             )
         if self.fp8 and (self.sharding != "none" or self.tensor_parallel > 1):
             raise ValueError(
-                "fp8 goes with whole weights: set sharding = 'none' and tensor_parallel = 1, or delete fp8"
+                "fp8 goes with whole weights (in parts it is untried): set sharding = 'none' and tensor_parallel = 1, "
+                "or delete fp8"
             )
         if self.fp8 and self.dtype == "float32":
             raise ValueError("fp8 goes with bfloat16, which its products give: set dtype = 'bfloat16' or 'auto'")

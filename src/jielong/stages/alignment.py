@@ -28,10 +28,10 @@ from jielong.stages.instruction import conversation_rows, conversations
 from jielong.stages.judging import Prompt, alignment_tax, answerable, compare, heldout_prompts, watcher
 from jielong.stages.speaking import speaking
 from jielong.stages.tokens import corpus_rows, mixed
-from jielong.stages.training import checkpoints, settle
+from jielong.stages.training import checkpoints, newest_checkpoint, settle
 from jielong.tokenizer import Tokenizer
 from jielong.tokenizer.chat import render
-from jielong.train.checkpoint import latest_checkpoint, load_checkpoint
+from jielong.train.checkpoint import load_checkpoint
 from jielong.train.whole import whole_model
 
 NUM_WATCHED = 64  # prompts of the running gold curve: judged now and then, and told to nobody who trains
@@ -42,6 +42,7 @@ Reward = RewardModel | RewardEnsemble | ReplyScorer
 def run_policy(context: Context) -> dict[str, Any]:
     """Train with PPO or GRPO, then compare with the model at its beginning; the hidden preference judges."""
     settings = context.settings
+    _tell_what_is_not_for_it(context)
     parent = context.start_model()
     policy, tokenizer = context.load_model(parent, before_learning(context))
     training, heldout = _prompts(context)
@@ -64,6 +65,15 @@ def run_policy(context: Context) -> dict[str, Any]:
     figures |= alignment_tax(context, start_model, policy, tokenizer)
     episodes = num_iterations * settings.rollout_rows
     return {**figures, **unaveraged, "episodes": episodes, "prompts_too_long": num_too_long}
+
+
+def _tell_what_is_not_for_it(context: Context) -> None:
+    """Steps take turns with decoding here, and both must be of one policy: what [run] asks of training is not done."""
+    for name, asked in (("fp8", context.recipe.run.fp8), ("compile", context.recipe.run.compile)):
+        if asked:
+            context.progress.say(
+                f"{context.name}: [run] {name} is on, but {context.kind} trains without it: it decodes between steps"
+            )
 
 
 def _optimisation(context: Context) -> PPOConfig | GRPOConfig:
@@ -141,7 +151,7 @@ def _train(context: Context, learner: Learner, ids: list[list[int]], heldout: li
     settings = context.settings
     runtime = replace(context.runtime, seed=context.seed)
     policy, tokenizer, start = learner.actors.policy, learner.actors.tokenizer, 0
-    found = latest_checkpoint(context.checkpoints)
+    found = newest_checkpoint(context)
     if found is not None:
         _, state = load_checkpoint(found, learner.models, learner.optimizers, runtime)
         start = restore(learner, state)

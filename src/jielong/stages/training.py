@@ -107,10 +107,13 @@ def _as_asked(context: Context, model: torch.nn.Module) -> Iterator[None]:
     """Within the block the layers multiply in 8 bits and run compiled, where [run] says so; tells what does not."""
     run = context.recipe.run
     with contextlib.ExitStack() as stack:
-        if run.fp8:  # first: it is these layers that are compiled
+        left_out = None
+        if run.fp8 and context.kind == "dpo":  # it learns in eval(), where layers multiply as ever, see align/dpo.py
+            left_out = "dpo trains without it, for the policy must be read as its reference was"
+        elif run.fp8:  # first: it is these layers that are compiled
             left_out = stack.enter_context(fp8_layers(model))
-            if left_out is not None:
-                context.progress.say(f"{context.name}: [run] fp8 is on, but not for all layers: {left_out}")
+        if left_out is not None:
+            context.progress.say(f"{context.name}: [run] fp8 is on, but {left_out}")
         if run.compile:
             problem = stack.enter_context(compiled_layers(model, context.runtime))
             if problem is not None:
@@ -253,10 +256,16 @@ def settle(context: Context, model: Transformer, adapter: Adapter | None, parent
     return {"adapter_parameters": sum(parameter.numel() for parameter in adapter.parameters())}
 
 
-def _resume(context: Context, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Totals:
-    """Load the newest checkpoint, if there is one, and say what was used up to it."""
+def newest_checkpoint(context: Context) -> Path | None:
+    """What the stage goes on from, None when it begins. Raises UsageError when processes do not see the same one."""
     found = latest_checkpoint(context.checkpoints)
     check_agreement("newest checkpoint", "none" if found is None else found.name, context.runtime)
+    return found
+
+
+def _resume(context: Context, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Totals:
+    """Load the newest checkpoint, if there is one, and say what was used up to it."""
+    found = newest_checkpoint(context)
     if found is None:
         return Totals(0, 0, 0.0, float("nan"))
     steps, state = load_checkpoint(found, {"model": model}, {"optimizer": optimizer}, context.runtime)

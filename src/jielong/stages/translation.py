@@ -28,6 +28,7 @@ from jielong.stages.context import Context, write_json
 from jielong.stages.training import train
 from jielong.tensors import write_tensors
 from jielong.tokenizer import Tokenizer
+from jielong.train.compiling import uncompiled
 from jielong.train.objectives import translation
 from jielong.train.parallel import wait_for_all
 from jielong.train.whole import whole_model
@@ -221,7 +222,8 @@ class _Watch:
 
     def _translate(self, model: TranslationModel, pairs: Sequence[Pair], beam: int) -> list[str]:
         config = BeamConfig(beam, self._settings.length_penalty)
-        found = Translator(model, self._tokenizer).translate([text for text, _ in pairs], config)
+        with uncompiled(model):
+            found = Translator(model, self._tokenizer).translate([text for text, _ in pairs], config)
         return [best[0].text for best in found]
 
     def _scores(self, found: Sequence[str], pairs: Sequence[Pair]) -> dict[str, Any]:

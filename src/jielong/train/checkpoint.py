@@ -146,18 +146,18 @@ def _load_shards(
     shapes = stored_shapes(folder)
     if len(shapes) != description["shards"]:
         raise CheckpointError(f"{folder} has {len(shapes)} tensors, saved were {description['shards']}: a file is gone")
+    stored = {key: torch.empty(size, dtype=dtype, device="meta") for key, (size, dtype) in shapes.items()}
     wanted, restored = named_tensors(models, {}), {}
     for name in models:
-        stored = {key: torch.empty(size, dtype=dtype, device="meta") for key, (size, dtype) in shapes.items()}
         _compare(folder, _under(stored, f"{name}/"), _under(wanted, f"{name}/"))
     for name, optimizer in optimizers.items():
         prefix = f"{name}.optimizer/"
-        moments = {}
-        for key, (size, dtype) in _under(shapes, prefix).items():
-            parameter = parameters_of(optimizer)[int(key.partition(".")[0])]
-            moments[key] = torch.zeros_like(parameter, dtype=dtype) if size else torch.zeros(size, dtype=dtype)
-        restored[name] = optimizer_state(folder, moments, description["optimizers"].get(name), optimizer)
-        wanted |= {f"{prefix}{key}": tensor for key, tensor in moments.items()}
+        found = optimizer_state(folder, _under(stored, prefix), description["optimizers"].get(name), optimizer)
+        for number, state in found["state"].items():
+            for key, value in state.items():
+                like = parameters_of(optimizer)[number] if value.ndim else torch.zeros(())
+                state[key] = wanted[f"{prefix}{number}.{key}"] = torch.zeros_like(like, dtype=value.dtype)
+        restored[name] = found
     read_shards(folder, wanted)
     return restored
 

@@ -39,8 +39,8 @@ def compiled_layers(model: nn.Module, runtime: Runtime, backend: str = "inductor
     """Within the block, the layers of a Transformer in `model` run compiled; yields why not, where they do not.
 
     The first steps take longer: each kind of batch is compiled when it comes. Afterwards the model is as before: to
-    decode, whose shapes change with every token, is no work for a compiler. backend: torch's name of one; only
-    inductor makes anything faster.
+    decode, whose shapes change with every token, is no work for a compiler (see `uncompiled`). backend: torch's name
+    of one; only inductor makes anything faster.
     """
     models = [one for one in model.modules() if isinstance(one, Transformer)]
     problem = None if models else "only a Transformer's layers are compiled"
@@ -62,6 +62,24 @@ def compiled_layers(model: nn.Module, runtime: Runtime, backend: str = "inductor
             layer._compiled_call_impl = None  # what nn.Module.compile sets; torch has no way back of its own
         for one, choice in zip(models, choices, strict=True):
             one.choose_kernels = choice
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Within the block compiled layers run as they are written.
+
+    To decode while a model is trained: each length of a cache would be compiled for, until torch has as many programs
+    of a layer as it keeps (8), and compiles no more of training either.
+    """
+    compiled = [module for module in model.modules() if module._compiled_call_impl is not None]
+    calls = [module._compiled_call_impl for module in compiled]
+    for module in compiled:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in zip(compiled, calls, strict=True):
+            module._compiled_call_impl = call
 
 
 def _leave_out_plain_attention(model: Transformer) -> None:

@@ -125,7 +125,9 @@ class Fp8Linear(nn.Linear):
         if missing:
             rows = F.pad(rows, (0, 0, 0, missing))
         product: Tensor = _Product.apply(rows, self.weight, dtype)
-        output = product[:num_rows].view(*x.shape[:-1], -1)
+        if missing:  # else the way back would copy the gradient into a larger one of zeros, for nothing
+            product = product[:num_rows]
+        output = product.view(*x.shape[:-1], -1)
         return output if self.bias is None else output + self.bias.to(dtype)
 
     def plain(self) -> nn.Linear:
@@ -139,7 +141,8 @@ class Fp8Linear(nn.Linear):
 def fp8_layers(model: nn.Module) -> Iterator[str | None]:
     """Within the block, linear layers of the Transformers in `model` are trained in 8 bits; yields what is not and why.
 
-    None where all are. Names and weights stay as they are, and afterwards the modules are plain again.
+    That is "not for all layers: ...", "for no layer: ...", or None where all are. Names and weights stay as they are,
+    and afterwards the modules are plain again.
     """
     models = [one for one in model.modules() if isinstance(one, Transformer)]
     left_out: dict[str, None] = {}
@@ -154,11 +157,9 @@ def fp8_layers(model: nn.Module) -> Iterator[str | None]:
                 left_out[f"{name.split('.', 2)[-1]} {why}"] = None  # once, not for each layer
         if any(isinstance(module, Experts) for module in one.modules()):
             left_out["experts are not multiplied in 8 bits"] = None
+    why_not = "; ".join(left_out) or (None if changed else "only a Transformer's layers multiply in 8 bits")
     try:
-        if changed:
-            yield "; ".join(left_out) or None
-        else:
-            yield "; ".join(left_out) or "only a Transformer's layers are"
+        yield why_not and f"{'not for all layers' if changed else 'for no layer'}: {why_not}"
     finally:
         for one in models:
             for name, layer, _ in list(linear_layers(one)):

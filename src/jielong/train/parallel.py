@@ -92,6 +92,7 @@ def arranged(runtime: Runtime, layout: Layout) -> Runtime:
 def joined(runtime: Runtime, layout: Layout = Layout()) -> Iterator[Runtime]:  # noqa: B008 (it is frozen)
     """Within the block, this process and the others of its run can talk. Yields the runtime, arranged by the layout.
 
+    After an error over NCCL the process cannot talk to others again: it is to say what was wrong, and to end.
     Raises UsageError when the variables that torchrun sets are missing, the others do not come, or their number does
     not fit the layout.
     """
@@ -108,10 +109,15 @@ def joined(runtime: Runtime, layout: Layout = Layout()) -> Iterator[Runtime]:  #
         raise UsageError(
             f"process {runtime.rank} of {runtime.world_size} cannot reach the others ({error}); start with torchrun"
         ) from None
+    ended = False
     try:
         yield arranged(runtime, layout)
+        ended = True
     finally:
-        dist.destroy_process_group()
+        # NCCL takes its leave when all sums are done and all others leave: after an error here they wait for this
+        # process and it for them, and nobody would read what was wrong. Its sums are given up when the process ends.
+        if ended or backend == "gloo":
+            dist.destroy_process_group()
 
 
 def wait_for_all(runtime: Runtime) -> None:

@@ -23,7 +23,7 @@ from jielong.errors import UsageError
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime
 from jielong.train.lora import Adapter
-from jielong.train.parallel import sum_tensors, total_of_all
+from jielong.train.parallel import sum_tensors, total, total_of_all
 from jielong.train.tensor_parallel import in_own_order, row_order, split
 from jielong.train.tensor_parallel import split_parameters as split_parameters
 
@@ -159,17 +159,17 @@ def rebind(adapter: nn.Module, model: nn.Module) -> None:
 
 @torch.no_grad()
 def sum_parts(parameters: Iterable[nn.Parameter], runtime: Runtime) -> None:
-    """`sum_gradients` of what is not shared out, each process its own part; `fully_shard` has summed the rest."""
+    """Sum over processes the gradients of what is not shared out, each its own part; `fully_shard` sums the rest.
+
+    As in gradient_sums.py a process without a gradient counts as zero, and where none has one there is none.
+    """
     if runtime.world_size == 1:
         return
-    own = []
-    for parameter in parameters:
-        if is_shared_out(parameter):
-            continue
-        if parameter.grad is None:
+    own = [parameter for parameter in parameters if not is_shared_out(parameter)]
+    for parameter, num_there in zip(own, total([float(p.grad is not None) for p in own], runtime), strict=True):
+        if num_there and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        own.append(own_part(parameter.grad))
-    sum_tensors(own, runtime)
+    sum_tensors((own_part(parameter.grad) for parameter in own if parameter.grad is not None), runtime)
 
 
 def own_part(tensor: Tensor) -> Tensor:
