@@ -28,7 +28,8 @@ from jielong.generate.progress import Progress, draw, score_tokens
 from jielong.generate.quantize import LEAST_ROWS
 from jielong.generate.recording import Recordings, choose_recorder, num_recorded_keys
 from jielong.generate.requests import Delta, Request, TokenLogprob, check_request
-from jielong.generate.rows import RowCache, RowsView
+from jielong.generate.rows import RowCache
+from jielong.generate.unrolled import build_step
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime
 from jielong.tokenizer.tokenizer import Tokenizer, check_sizes
@@ -81,6 +82,7 @@ class Batcher:
             raise UsageError(f"weights is {weights!r}, but packed weights are for a CPU; leave it out on other devices")
         elif self.runtime.dtype != torch.float32:
             self.model = cast_copy(model, self.runtime.dtype)
+        self._read_one = build_step(self.model)
         recorder = choose_recorder(model, self.runtime)  # on a GPU
         self.recordings = None if recorder is None else Recordings(recorder, MOST_RECORDINGS)
         self.max_rows, self.prefill_tokens = max_rows, prefill_tokens
@@ -283,20 +285,18 @@ class Batcher:
     def _next_logits(self, ids: Tensor, lengths: Sequence[int], num_real: int) -> Tensor:
         """(R,) ids, one more for each of the first rows, which hold `lengths` tokens -> (R, V)."""
         if self.recordings is None:
-            return self._one_step(ids, self.rows.view(0, lengths, 1, num_real))
+            with self.runtime.autocast():
+                return self._read_one(ids, self.rows.view(0, lengths, 1, num_real))
         self.rows.expect(0, lengths, 1)
         num_keys = min(num_recorded_keys(max(lengths) + 1), self.rows.capacity)
 
-        def step(ids: Tensor, held: Tensor) -> Tensor:
-            return self._one_step(ids, self.rows.fixed_view(held, num_keys))
+        def step(ids: Tensor, held: Tensor) -> Tensor:  # torch's alone: nothing else can be recorded
+            with self.runtime.autocast():
+                logits: Tensor = self.model(ids[:, None], cache=self.rows.fixed_view(held, num_keys))[:, 0]
+            return logits
 
         held = torch.tensor(lengths, device=self.runtime.device)
         return self.recordings.run(self.rows.edition, (len(lengths), num_keys), step, ids, held)
-
-    def _one_step(self, ids: Tensor, view: RowsView) -> Tensor:
-        with self.runtime.autocast():
-            logits: Tensor = self.model(ids[:, None], cache=view)[:, 0]
-        return logits
 
     def _draw(self, group: Sequence[Progress], logits: Tensor) -> list[Delta]:
         """The next token of each of `group`, by its row of logits (R, V)."""

@@ -9,6 +9,7 @@ being trained is sampled as it is now; unless an engine is asked to pack them on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ from jielong.generate.penalties import Penalties, penalised
 from jielong.generate.recording import choose_recorder
 from jielong.generate.rows import BatchRows
 from jielong.generate.sampling import Sampling, choose, row_seeds, uniforms
+from jielong.generate.unrolled import build_step
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime
 from jielong.tokenizer.tokenizer import TextStream, Tokenizer, check_sizes
@@ -257,17 +259,14 @@ class Engine:
 
     def _collect(self, job: Job) -> list[tuple[list[int], list[float]]]:
         """(ids, logprobs) of every row of the job."""
-        num_rows, num_steps = len(job.prompts), max(job.limits)
-        device = self.runtime.device
-        ids = torch.zeros(num_steps, num_rows, dtype=torch.int64, device=device)
-        logprobs = torch.zeros(num_steps, num_rows, device=device)
-        counts = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        for index, step in enumerate(self._decode(job)):
-            ids[index].index_copy_(0, step.rows, step.ids)
-            logprobs[index].index_copy_(0, step.rows, step.logprobs)
-            counts.index_add_(0, step.rows, step.active.long())
-        made = zip(ids.T.tolist(), logprobs.T.tolist(), counts.tolist(), strict=True)
-        return [(row[:count], row_logprobs[:count]) for row, row_logprobs, count in made]
+        steps = [(step.rows, step.ids, step.logprobs, step.active) for step in self._decode(job)]
+        told = [torch.cat(parts).tolist() for parts in zip(*steps, strict=True)]  # asks the device once for all
+        made: list[tuple[list[int], list[float]]] = [([], []) for _ in job.prompts]
+        for row, token, logprob, active in zip(*told, strict=True):
+            if active:
+                made[row][0].append(token)
+                made[row][1].append(logprob)
+        return made
 
     # inference_mode, not no_grad: under it autocast keeps no cast weights, which in a caller's open autocast would be
     # stale after a training step, or reach the next forward without gradients. What is cast here is a batch's own.
@@ -294,8 +293,8 @@ class Engine:
             scores = logits[:, :num_tokens] if said is None else penalised(logits[:, :num_tokens], said)
             ids, logprobs = choose(scores, job.sampling, numbers[index])
             remaining = active & ~is_stop[ids] & (limits > index + 1)
-            num_remaining = int(torch.where(logprobs.isfinite().all(), remaining.sum(), -1))  # the step's one question
-            if num_remaining < 0:
+            num_remaining = float(remaining.sum() + 0 * logprobs.sum())  # the step's one question; 0 * infinity is NaN
+            if math.isnan(num_remaining):
                 raise _not_finite()
             yield _Step(rows, ids, logprobs, active)
             if num_remaining == 0:
@@ -320,10 +319,11 @@ class Engine:
         make = kind if self._network is self.model else BatchRows  # packed parts are made for rows
         dtype = network.compute_dtype or self.runtime.dtype
         cache: KeyValueCache | BatchRows = make(self.model.config, num_rows, capacity, dtype, self.runtime.device)
+        read = build_step(network)
 
         def run(ids: Tensor) -> Tensor:
             with self.runtime.autocast():
-                return network(ids[:, None], cache=cache.view(1))[:, 0]
+                return read(ids, cache.view(1))
 
         if self.recorder is None or not isinstance(cache, FixedCache):
             return cache, run

@@ -115,7 +115,7 @@ class _FusedGate:
         return self.down(self.up.times(x, self.gate(x)))
 
 
-class _JoinedGate:
+class JoinedGate:
     """Gate and up as one product."""
 
     def __init__(self, ffn: GatedFeedForward, kind: str) -> None:
@@ -151,7 +151,7 @@ def _part(module: nn.Module, kind: str) -> Callable[..., Tensor] | None:
         return QuickAttention(module.heads, module.qkv if plain else module.project, module.out)
     if isinstance(module, GatedFeedForward):
         fused = kind == "bfloat16" and module.nonlinearity is F.silu and available(kind)
-        return _FusedGate(module) if fused else _JoinedGate(module, kind)
+        return _FusedGate(module) if fused else JoinedGate(module, kind)
     if isinstance(module, RMSNorm):
         return QuickNorm(module)
     return build_product(module.weight, module.bias, kind) if isinstance(module, nn.Linear) else None

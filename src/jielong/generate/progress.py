@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -105,17 +106,17 @@ def _choose(group: Sequence[Progress], scores: Tensor) -> tuple[list[int], list[
 
     Rows of equal settings are drawn together, which gives each what it would get alone.
     """
-    numbers = torch.tensor([progress.numbers[progress.num_new] for progress in group], device=scores.device)
     kinds: dict[tuple[float, int, float, float], list[int]] = {}
     for row, progress in enumerate(group):
         asked = progress.request.sampling
         kinds.setdefault((asked.temperature, asked.top_k, asked.top_p, asked.min_p), []).append(row)
+    if len(kinds) == 1 and group[0].request.sampling.temperature == 0:  # a NaN or infinity is the largest of its row
+        peak, best = scores.max(dim=-1)
+        return best.tolist(), [math.isfinite(score) for score in peak.tolist()]
+    numbers = torch.tensor([progress.numbers[progress.num_new] for progress in group], device=scores.device)
     if len(kinds) == 1:
-        if group[0].request.sampling.temperature == 0:  # a NaN or infinity is the largest of its row
-            peak, best = scores.max(dim=-1)
-            return best.tolist(), peak.isfinite().tolist()
         ids, logprobs = choose(scores, group[0].request.sampling, numbers)
-        return ids.tolist(), logprobs.isfinite().tolist()
+        return ids.tolist(), [math.isfinite(logprob) for logprob in logprobs.tolist()]
     ids = torch.zeros(len(group), dtype=torch.int64, device=scores.device)
     finite = torch.zeros(len(group), dtype=torch.bool, device=scores.device)
     for rows in kinds.values():

@@ -80,20 +80,31 @@ class PlainProduct:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
+        self._columns = weight.T
 
     def __call__(self, x: Tensor) -> Tensor:
         shape, most = x.shape, STEADY_SIZES[-1]
         rows = x.reshape(-1, shape[-1])  # torch may take a product of three dimensions apart, row by row
         num = rows.shape[0]
         if num in _UNFILLED:
-            found = F.linear(rows, self.weight, self.bias)
+            found = self.into(rows)
         elif num > most:
             found = torch.cat([self(rows[start : start + most]) for start in range(0, num, most)])
         else:
-            size = STEADY_SIZES[bisect.bisect_left(STEADY_SIZES, num)]
-            filled = torch.cat((rows, rows.new_zeros(size - num, shape[-1])))
-            found = F.linear(filled, self.weight, self.bias)[:num]
+            filled = torch.cat((rows, rows.new_zeros(steady_size(num) - num, shape[-1])))
+            found = self.into(filled)[:num]
         return found.view((*shape[:-1], -1))
+
+    def into(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """The product of rows (R, D), as many as they are, put into out (R, N) where that is given."""
+        if self.bias is None:
+            return torch.mm(rows, self._columns, out=out)
+        return torch.addmm(self.bias, rows, self._columns, out=out)
+
+
+def steady_size(num_rows: int) -> int:
+    """As how many rows so few are multiplied, at most STEADY_SIZES[-1]: see `PlainProduct`."""
+    return num_rows if num_rows in _UNFILLED else STEADY_SIZES[bisect.bisect_left(STEADY_SIZES, num_rows)]
 
 
 class PackedProduct:

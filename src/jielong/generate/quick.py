@@ -24,7 +24,7 @@ class QuickAttention:
     """Stands for an `Attention` in a packed copy. project: x (B, T, D) -> (B, T, (N + 2K) H). out: back to D."""
 
     def __init__(self, heads: Heads, project: Product, out: Product) -> None:
-        self.heads, self._project, self._out = heads, project, out
+        self.heads, self.project, self.out = heads, project, out
         kv, num = heads.num_kv_heads, heads.num_heads
         kinds = torch.tensor([1.0] * (num + kv) + [0.0] * kv)[:, None]  # (N + 2K, 1): what is turned
         self._is_turned, self._is_not = kinds, torch.stack((1 - kinds, torch.zeros_like(kinds)))
@@ -32,10 +32,10 @@ class QuickAttention:
         self._scales = {torch.float32: scale}
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:
-        view, mixed = context.cache, self._project(x)
+        view, mixed = context.cache, self.project(x)
         if x.shape[1] > 1 or not isinstance(view, RowsView) or self.heads.cap is not identity:
-            return self._out(context.attend(mixed, context, self.heads))
-        return self._out(self._attend(mixed, context, view))
+            return self.out(context.attend(mixed, context, self.heads))
+        return self.out(self._attend(mixed, context, view))
 
     def _attend(self, mixed: Tensor, context: Context, view: RowsView) -> Tensor:
         heads, batch = self.heads, view.num_real

@@ -44,7 +44,7 @@ class RowCache:
         self.buffer = torch.zeros(shape, dtype=dtype, device=device)
         self.edition = 0  # another number means another buffer
         self.flat: Sequence[Tensor] = ()  # a layer's buffer as (rows * K * capacity, H), one for each of 2 L
-        self._seen: dict[tuple[int, int, int], _Seen] = {}  # by first row, number of rows, number of keys
+        self._seen: dict[tuple[int, int, int], Seen] = {}  # by first row, number of rows, number of keys
         self._used: list[int] = []  # how many places of a row may hold something other than 0
         self._left: dict[int, tuple[str, Sequence[int]]] = {}  # free row -> the partition and tokens of what it holds
 
@@ -159,14 +159,14 @@ class RowCache:
         """
         return RowsView(self, range(len(lengths)), lengths, 1, num_keys)
 
-    def seen(self, rows: range, num_keys: int) -> _Seen:
+    def seen(self, rows: range, num_keys: int) -> Seen:
         """Views of some rows, made once for many steps."""
         key = (rows.start, len(rows), num_keys)
         found = self._seen.get(key)
         if found is None:
             if len(self._seen) >= _MOST_SEEN:
                 self._seen.clear()
-            found = self._seen[key] = _Seen(self.buffer, rows, num_keys)
+            found = self._seen[key] = Seen(self.buffer, rows, num_keys)
         return found
 
     def mark(self, row: int, num_places: int) -> None:
@@ -175,7 +175,7 @@ class RowCache:
         self._left.pop(row, None)
 
 
-class _Seen:
+class Seen:
     """Some rows that lie one beside the other, as one new token a row sees them: what does not change with the step.
 
     keys: of each layer, (B K, H, S). values: of each layer, in blocks of STEADY_KEYS, (B K, s, H). first: (L, B, 2K)
@@ -219,7 +219,7 @@ class RowsView:
         self._places: Tensor | None = None
         self._all: Sequence[Tensor] = ()
         self._biases: dict[int, Tensor] = {}
-        self._seen: _Seen | None = None
+        self._seen: Seen | None = None
         self._targets: Sequence[Tensor] = ()
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,25 +234,29 @@ class RowsView:
         return self._all[layer], self._all[behind]
 
     def put(self, layer: int, new: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
-        """Write one new token's keys and values, (B, 2K, H), of the real rows; all of theirs, as `_Seen` has them."""
+        """Write one new token's keys and values, (B, 2K, H), of the real rows; all of theirs, as `Seen` has them."""
+        seen = self.seen()
+        if not self._targets:
+            self._targets = (seen.first + self.lengths[: self.num_real, None]).flatten(1).unbind(0)  # L of (B 2K,)
+        seen.flat.index_copy_(0, self._targets[layer], new.reshape(-1, new.shape[-1]))
+        return seen.keys[layer], seen.values[layer]
+
+    def seen(self) -> Seen:
+        """What one new token of each real row sees, the same object for as long as that is the same memory."""
         if self._seen is None:
             self._seen = self._cache.seen(self._rows[: self.num_real], self._num_keys)
-            self._targets = (
-                (self._seen.first + self.lengths[: self.num_real, None]).flatten(1).unbind(0)
-            )  # L of (B 2K,)
-        self._seen.flat.index_copy_(0, self._targets[layer], new.reshape(-1, new.shape[-1]))
-        return self._seen.keys[layer], self._seen.values[layer]
+        return self._seen
 
     def bias(self, window: int) -> Tensor:
-        """(B K, 1, S): 0 at the keys that a new token of each real row sees, -inf elsewhere; behind a `put`."""
+        """(B K, 1, S): 0 at the keys that a new token of each real row sees, -inf elsewhere."""
         if window not in self._biases:
-            assert self._seen is not None
-            slots, ends = self._seen.slots, self.lengths[: self.num_real, None]
+            seen = self.seen()
+            slots, ends = seen.slots, self.lengths[: self.num_real, None]
             hidden = slots > ends  # (B, S)
             if window:
                 hidden |= slots <= ends - window
-            bias = self._seen.flat.new_zeros(hidden.shape).masked_fill_(hidden, -math.inf)
-            heads = self._seen.num_heads
+            bias = seen.flat.new_zeros(hidden.shape).masked_fill_(hidden, -math.inf)
+            heads = seen.num_heads
             self._biases[window] = bias[:, None].expand(-1, heads, -1).reshape(len(bias) * heads, 1, -1)
         return self._biases[window]
 

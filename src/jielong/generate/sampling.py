@@ -151,8 +151,8 @@ def choose(logits: Tensor, sampling: Sampling, numbers: Tensor) -> tuple[Tensor,
     """
     scores = logits.float()
     if sampling.temperature == 0:
-        peak, ids = scores.max(dim=-1)
-        return ids, peak - scores.logsumexp(dim=-1)
+        ids = scores.argmax(dim=-1, keepdim=True)
+        return ids[:, 0], scores.log_softmax(dim=-1).gather(1, ids)[:, 0]
     if sampling.temperature != 1:
         scores = scores / sampling.temperature
     scores = restrict(scores, sampling.top_k, sampling.top_p, sampling.min_p)
