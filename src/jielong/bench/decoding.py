@@ -40,9 +40,15 @@ def build(preset: str, tokenizer: Tokenizer, length: int, runtime: Runtime) -> T
 
 
 def our_decode(
-    model: Transformer, tokenizer: Tokenizer, prompts: list[list[int]], num_new: int, runtime: Runtime
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    num_new: int,
+    runtime: Runtime,
+    weights: str | None = None,
 ) -> Decode:
-    engine = Engine(model.to(runtime.device), tokenizer, runtime)
+    """weights: as `Engine` has it."""
+    engine = Engine(model.to(runtime.device), tokenizer, runtime, weights)
 
     def decode() -> list[list[int]]:
         found = engine.generate(prompts, max_new_tokens=num_new, temperature=0.0, stop_ids=(), batch_rows=len(prompts))
