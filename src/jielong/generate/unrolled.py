@@ -1,8 +1,8 @@
 """The forward of a small decoder for one new token a row, unrolled: over buffers that stay, in the fewest steps.
 
-A step of a small model is made of calls, each of which takes longer than what it computes, and one of torch takes five
-times as long as one of numpy. So what lies between the products is numpy's here, on the memory of torch's tensors, and
-everything that does not change with the step is made once: buffers, views of them, the keys' places.
+A step of a small model is made of calls, each of which takes longer than what it computes, and one of torch takes two to
+four times as long as one of numpy. So what lies between the products is numpy's here, on the memory of torch's tensors,
+and everything that does not change with the step is made once: buffers, views of them, the keys' places.
 
 The bits are those of the packed modules that read prompts (`packed`, `quick`), for a token may be read in one
 conversation and be said in another. Therefore numpy does only what has one right answer in every library: the sum,
