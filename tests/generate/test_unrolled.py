@@ -93,6 +93,7 @@ def test_one_thing_that_is_not_known_is_enough(changes: dict[str, object]) -> No
 
 def test_float32_alone_is_unrolled() -> None:
     model = build("jie")
+    assert not isinstance(build_step(pack(build("jie").bfloat16(), "float32")), UnrolledStep)
     unrolled = {kind for kind in WEIGHTS[1:] if isinstance(build_step(pack(model, kind)), UnrolledStep)}
     assert unrolled == {"float32"}
 

@@ -1,8 +1,8 @@
 """The forward of a small decoder for one new token a row, unrolled: over buffers that stay, in the fewest steps.
 
-A step of a small model is made of calls, each of which takes longer than what it computes, and one of torch takes two to
-four times as long as one of numpy. So what lies between the products is numpy's here, on the memory of torch's tensors,
-and everything that does not change with the step is made once: buffers, views of them, the keys' places.
+A step of a small model is made of calls, each of which takes longer than what it computes, and one of torch takes two
+to four times as long as one of numpy. So what lies between the products is numpy's here, on the memory of torch's
+tensors, and everything that does not change with the step is made once: buffers, views of them, the keys' places.
 
 The bits are those of the packed modules that read prompts (`packed`, `quick`), for a token may be read in one
 conversation and be said in another. Therefore numpy does only what has one right answer in every library: the sum,
@@ -43,6 +43,7 @@ def build_step(network: Transformer) -> Step:
     norms, layers = _known_norms(network.norm), [_known_layer(layer) for layer in network.layers]
     known = [layer for layer in layers if layer is not None]
     plain = config.norm_at == "pre" and not config.embedding_norm and config.embedding_scale == 1
+    plain = plain and network.embed.weight.dtype == torch.float32
     if not (plain and norms and len(known) == len(layers) and isinstance(positions, RotaryPositions)):
         return forward
     return UnrolledStep(network, positions, known, norms[0], forward)
