@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from jielong.errors import ModelError, UsageError
 from jielong.generate.cache import FixedCache, KeyValueCache
@@ -288,7 +289,9 @@ class Engine:
         cache, step = self._begin(network, len(rows), capacity)
         logits = self._prefill(network, job.prompts, cache)
         num_tokens = self.tokenizer.vocab_size
-        said = self._penalties(job)
+        said = None  # by each row, where that changes its scores
+        if job.sampling.changes_scores:
+            said = [Penalties(job.sampling, prompt, num_tokens, device) for prompt in job.prompts]
         for index in range(len(numbers)):
             scores = logits[:, :num_tokens] if said is None else penalised(logits[:, :num_tokens], said)
             ids, logprobs = choose(scores, job.sampling, numbers[index])
@@ -329,24 +332,15 @@ class Engine:
             return cache, run
         return cache, cache.recorded(run, self.recorder)
 
-    def _penalties(self, job: Job) -> list[Penalties] | None:
-        """What each row has said, where that changes its scores."""
-        if not job.sampling.changes_scores:
-            return None
-        num_tokens, device = self.tokenizer.vocab_size, self.runtime.device
-        return [Penalties(job.sampling, prompt, num_tokens, device) for prompt in job.prompts]
-
     def _prefill(self, network: Transformer, prompts: list[list[int]], cache: KeyValueCache | BatchRows) -> Tensor:
         """Read all prompts in one forward; the logits after each one's last token, (R, V)."""
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        tokens = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)] = torch.tensor(prompt)
-        tokens, lengths = tokens.to(self.runtime.device), lengths.to(self.runtime.device)
+        device = self.runtime.device
+        tokens = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True).to(device)  # (R, T)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         with self.runtime.autocast():
             hidden = network.hidden(tokens, cache=cache.view(tokens.shape[1]))  # (R, T, D)
             cache.advance(lengths)
-            return network.unembed(hidden[torch.arange(len(prompts), device=hidden.device), lengths - 1])
+            return network.unembed(hidden[torch.arange(len(prompts), device=device), lengths - 1])
 
 
 def _not_finite() -> ModelError:
