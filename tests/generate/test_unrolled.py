@@ -99,6 +99,19 @@ def test_float32_alone_is_unrolled() -> None:
 
 
 @torch.inference_mode()
+def test_no_row_is_cut_among_threads() -> None:
+    """128 equal rows of 684 numbers for three threads: two of them begin within a row."""
+    network = pack(build("jie", ffn_width=684), "float32")
+    step, num = build_step(network), torch.get_num_threads()
+    assert isinstance(step, UnrolledStep)
+    expected = step(torch.full((4,), 5), make_rows(network, [0] * 4).view(0, [0] * 4, 1))[:1]
+    torch.set_num_threads(3)
+    found = step(torch.full((128,), 5), make_rows(network, [0] * 128).view(0, [0] * 128, 1))
+    torch.set_num_threads(num)
+    assert torch.equal(found, expected.expand(128, -1))
+
+
+@torch.inference_mode()
 def test_more_rows_than_a_product_takes() -> None:
     network = pack(build("jie", decoder_layers=1), "float32")
     lengths = [1] * (STEADY_SIZES[-1] + 1)
