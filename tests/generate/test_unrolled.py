@@ -85,7 +85,7 @@ def test_what_is_not_known_runs_its_own_forward(name: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [{"embedding_scale": 5.5}, {"norm_at": "both"}, {"activation": "geglu"}, {"windows": (0, 4)},
-     {"attention_softcap": 2.0}, {"embedding_norm": True}, {"positions": "sinusoidal"}],
+     {"attention_softcap": 2.0}, {"embedding_norm": True}, {"positions": "sinusoidal"}, {"encoder_layers": 1}],
 )  # fmt: skip
 def test_one_thing_that_is_not_known_is_enough(changes: dict[str, object]) -> None:
     assert not isinstance(build_step(pack(build("jie", **changes), "float32")), UnrolledStep)

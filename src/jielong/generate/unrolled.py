@@ -43,7 +43,7 @@ def build_step(network: Transformer) -> Step:
     norms, layers = _known_norms(network.norm), [_known_layer(layer) for layer in network.layers]
     known = [layer for layer in layers if layer is not None]
     plain = config.norm_at == "pre" and not config.embedding_norm and config.embedding_scale == 1
-    plain = plain and network.embed.weight.dtype == torch.float32
+    plain = plain and network.embed.weight.dtype == torch.float32 and not config.encoder_layers
     if not (plain and norms and len(known) == len(layers) and isinstance(positions, RotaryPositions)):
         return forward
     return UnrolledStep(network, positions, known, norms[0], forward)
