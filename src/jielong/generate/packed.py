@@ -1,7 +1,8 @@
 """A copy of a model made for decoding: weights packed once, modules replaced by what takes the fewest steps.
 
-The copy runs the model's own `forward`; only its parts are others. It reads no more than embeddings and norms from the
-model it was made of, and does not follow when that is trained.
+The copy runs the model's own `forward`; only its parts are others. Embeddings, and small matrices in float32, are the
+model's own tensors, all else is copied: a model that is trained later must be packed anew, for a part of what it learns
+would be seen and the rest not.
 """
 
 from __future__ import annotations

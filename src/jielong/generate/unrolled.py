@@ -171,7 +171,8 @@ class UnrolledStep:
 class _Buffers:
     """All that a step of so many rows writes to, and views of it: names in _array are numpy's, of the same memory.
 
-    size: rows of the products, of which num_real are anybody's. The others are zeros, and stay so.
+    size: rows of the products, of which num_real are anybody's. The others begin as zeros; biases are added to
+    them, and nothing looks at what comes of it.
     """
 
     def __init__(self, width: int, layer: _Layer, seen: Seen, size: int, num_real: int) -> None:
