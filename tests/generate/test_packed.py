@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -32,6 +33,14 @@ GAPS = {"float32": 1e-5, "float16": 0.01, "bfloat16": 0.05, "int8": 0.05, "int4"
 def build(name: str, **changes: object) -> Transformer:
     sizes = {**SIZES, **FAMILIES[name], "vocab_size": BYTES.vocab_size, "max_length": 64, **changes}
     return randomise(Transformer(ModelConfig(**sizes))).eval()
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Whatever a test sets, torch has afterwards as many threads as before."""
+    num = torch.get_num_threads()
+    yield
+    torch.set_num_threads(num)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,3 +134,20 @@ def test_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jielong.generate.packed.fastest", lambda weights: seen.append(len(weights)) or "bfloat16")
     assert pack(model, "auto").compute_dtype == torch.bfloat16
     assert seen == [5 * model.config.decoder_layers]
+
+
+@pytest.mark.parametrize(
+    ("activation", "width", "num_threads"),
+    [("swiglu", 688, 2), ("swiglu", 688, 3), ("geglu", 684, 2), ("silu", 688, 4), ("silu", 684, 1), ("gelu", 688, 3),
+     ("gelu_tanh", 1000, 3)],
+)  # fmt: skip
+@torch.inference_mode()
+def test_no_row_is_cut_among_threads(activation: str, width: int, num_threads: int, threads: None) -> None:
+    """As of 49 rows the second of two threads begins within one; nor do vectors go on from row to row."""
+    ffn = pack(build("jie", activation=activation, ffn_width=width), "float32").layers[0].ffn
+    row = 0.5 * torch.randn(1, 1, SIZES["width"], generator=torch.Generator().manual_seed(1))
+    expected = ffn(row.repeat(1, 4, 1))[:, :1]
+    torch.set_num_threads(num_threads)
+    for num_rows in (5, 48, 49, 53, 128, 191):
+        assert torch.equal(ffn(row.repeat(1, num_rows, 1)), expected.expand(1, num_rows, -1)), num_rows
+        assert torch.equal(ffn(row.repeat(num_rows, 1, 1)), expected.expand(num_rows, 1, -1)), num_rows

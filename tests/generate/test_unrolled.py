@@ -85,7 +85,7 @@ def test_what_is_not_known_runs_its_own_forward(name: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [{"embedding_scale": 5.5}, {"norm_at": "both"}, {"activation": "geglu"}, {"windows": (0, 4)},
-     {"attention_softcap": 2.0}, {"embedding_norm": True}, {"positions": "sinusoidal"}],
+     {"attention_softcap": 2.0}, {"embedding_norm": True}, {"positions": "sinusoidal"}, {"encoder_layers": 1}],
 )  # fmt: skip
 def test_one_thing_that_is_not_known_is_enough(changes: dict[str, object]) -> None:
     assert not isinstance(build_step(pack(build("jie", **changes), "float32")), UnrolledStep)
@@ -96,6 +96,19 @@ def test_float32_alone_is_unrolled() -> None:
     assert not isinstance(build_step(pack(build("jie").bfloat16(), "float32")), UnrolledStep)
     unrolled = {kind for kind in WEIGHTS[1:] if isinstance(build_step(pack(model, kind)), UnrolledStep)}
     assert unrolled == {"float32"}
+
+
+@torch.inference_mode()
+def test_no_row_is_cut_among_threads() -> None:
+    """128 equal rows of 684 numbers for three threads: two of them begin within a row."""
+    network = pack(build("jie", ffn_width=684), "float32")
+    step, num = build_step(network), torch.get_num_threads()
+    assert isinstance(step, UnrolledStep)
+    expected = step(torch.full((4,), 5), make_rows(network, [0] * 4).view(0, [0] * 4, 1))[:1]
+    torch.set_num_threads(3)
+    found = step(torch.full((128,), 5), make_rows(network, [0] * 128).view(0, [0] * 128, 1))
+    torch.set_num_threads(num)
+    assert torch.equal(found, expected.expand(128, -1))
 
 
 @torch.inference_mode()

@@ -45,7 +45,7 @@ class Batcher:
 
     max_rows: most requests that run at the same time; others wait. cache_bytes: most bytes of the prefix cache, 0 for
     none. prefill_tokens: most tokens of prompts read in a step. weights: on a CPU one of `packed.WEIGHTS`; None is the
-    runtime's dtype. The weights are packed now: training the model later changes nothing here.
+    runtime's dtype. The weights are packed or cast now, for a model that learns no more, see `packed` and `cast`.
     Raises ModelError for a model that is no decoder of tokens, or not of this tokenizer.
     """
 

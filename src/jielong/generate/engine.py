@@ -81,8 +81,8 @@ class Engine:
     The model may be trained between calls; it is only read. It may have rows beyond the tokenizer's vocabulary, as
     embeddings of others are padded to round numbers; those are never chosen. Raises ModelError when the model gives no
     tokens, or has another number of them than the tokenizer.
-    weights: None reads the model's own at every step. One of `packed.WEIGHTS` packs them now, on a CPU: faster, but
-    what the model learns later is not seen.
+    weights: None reads the model's own for every batch. One of `packed.WEIGHTS` packs them now, on a CPU: faster, but
+    for a model that learns no more, see `packed`.
     """
 
     def __init__(

@@ -1,14 +1,15 @@
 """A copy of a model made for decoding: weights packed once, modules replaced by what takes the fewest steps.
 
-The copy runs the model's own `forward`; only its parts are others. It reads no more than embeddings and norms from the
-model it was made of, and does not follow when that is trained.
+The copy runs the model's own `forward`; only its parts are others. Embeddings, and small matrices in float32, are the
+model's own tensors, all else is copied: a model that is trained later must be packed anew, for a part of what it learns
+would be seen and the rest not.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -23,7 +24,7 @@ from jielong.model.attention import Attention
 from jielong.model.context import Context
 from jielong.model.heads import HeadedModel
 from jielong.model.kernels import CrossKernel, SelfKernel, steady_attention, steady_weighing
-from jielong.model.layers import GatedFeedForward, RMSNorm
+from jielong.model.layers import FeedForward, GatedFeedForward, RMSNorm
 from jielong.model.moe import Experts
 from jielong.model.transformer import Transformer
 from jielong.runtime import Runtime
@@ -34,6 +35,10 @@ WEIGHTS = ("auto", *KINDS)
 # product is over sooner than its operands are cast. Where the gain is small, exactness is worth more.
 _SMALL_PARAMETERS = 2_000_000
 _PROBED_BYTES = 128 << 20  # of float32 weights: more than caches hold, and still soon done
+# A function of each number is shared among torch's threads from here on: GELU among all of them, SiLU among as many as
+# have twice as much each.
+_NUM_A_THREAD = 16384
+_VECTOR_STEP = 32  # so many floats, or a divisor of that, torch computes such a function of at a time
 
 
 def pack(model: Transformer, weights: str) -> Transformer:
@@ -101,6 +106,30 @@ class QuickNorm:
         return normed if dtype == torch.float32 else normed.to(dtype)
 
 
+def whole_rows(rows: Tensor) -> Sequence[Tensor]:
+    """Rows (R, F) in blocks of which no thread of torch gets a part of a row, to compute a function of each number.
+
+    A function of what is left over behind the last whole vector of a thread rounds otherwise than one of vectors, so
+    that a row which is cut has other bits; and where it is cut depends on how many rows there are.
+    """
+    num, width = rows.shape
+    most = torch.get_num_threads()
+    few = min(most, -(-num * width // (2 * _NUM_A_THREAD)))
+    if num * width <= _NUM_A_THREAD or num % most == num % few == 0:
+        return (rows,)
+    return rows.split(max(1, _NUM_A_THREAD // width))
+
+
+def by_whole_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x) of x (..., F), a function of each number, whose bits do not depend on how many rows there are."""
+    joined = x.is_contiguous() and x.shape[-1] % _VECTOR_STEP  # torch takes them for one row, and vectors go on
+    if x.numel() <= _NUM_A_THREAD and not joined:
+        return function(x)
+    rows = x.flatten(0, -2)
+    found = [function(block) for block in whole_rows(F.pad(rows, (0, 1))[:, :-1] if joined else rows)]
+    return (found[0] if len(found) == 1 else torch.cat(found)).view(x.shape)
+
+
 class _FusedGate:
     """SwiGLU in three calls: gate with its SiLU, up with the multiplication, down."""
 
@@ -126,7 +155,7 @@ class JoinedGate:
 
     def __call__(self, x: Tensor, context: Context | None = None) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(self.nonlinearity(gate) * up)
+        return self.down(by_whole_rows(self.nonlinearity, gate) * up)
 
 
 def _replace(module: nn.Module, kind: str) -> None:
@@ -140,6 +169,8 @@ def _replace(module: nn.Module, kind: str) -> None:
             if compute_dtype(kind) == torch.bfloat16:
                 _round_experts(child)
         else:
+            if isinstance(child, FeedForward):
+                child.nonlinearity = partial(by_whole_rows, child.nonlinearity)
             _replace(child, kind)
 
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jielong.generate.packed import JoinedGate, QuickNorm
+from jielong.generate.packed import JoinedGate, QuickNorm, whole_rows
 from jielong.generate.quantize import STEADY_SIZES, PlainProduct, steady_size
 from jielong.generate.quick import QuickAttention
 from jielong.generate.rows import RowsView, Seen
@@ -43,7 +43,7 @@ def build_step(network: Transformer) -> Step:
     norms, layers = _known_norms(network.norm), [_known_layer(layer) for layer in network.layers]
     known = [layer for layer in layers if layer is not None]
     plain = config.norm_at == "pre" and not config.embedding_norm and config.embedding_scale == 1
-    plain = plain and network.embed.weight.dtype == torch.float32
+    plain = plain and network.embed.weight.dtype == torch.float32 and not config.encoder_layers
     if not (plain and norms and len(known) == len(layers) and isinstance(positions, RotaryPositions)):
         return forward
     return UnrolledStep(network, positions, known, norms[0], forward)
@@ -161,7 +161,8 @@ class UnrolledStep:
         """x += feed-forward: `JoinedGate`."""
         self._norm_into(at, layer.norms[1])
         layer.gate_up.into(at.normed, at.gate_up)
-        F.silu(at.gate, inplace=True)
+        for gate in at.gates:
+            F.silu(gate, inplace=True)
         np.multiply(at.gate_array, at.up_array, at.gated_array)
         layer.down.into(at.gated, at.added)
         np.add(at.x_array, at.added_array, at.x_array)
@@ -170,7 +171,8 @@ class UnrolledStep:
 class _Buffers:
     """All that a step of so many rows writes to, and views of it: names in _array are numpy's, of the same memory.
 
-    size: rows of the products, of which num_real are anybody's. The others are zeros, and stay so.
+    size: rows of the products, of which num_real are anybody's. The others begin as zeros; biases are added to
+    them, and nothing looks at what comes of it.
     """
 
     def __init__(self, width: int, layer: _Layer, seen: Seen, size: int, num_real: int) -> None:
@@ -183,8 +185,9 @@ class _Buffers:
         self._add_attention(layer.heads)
         ffn_width = layer.down.weight.shape[1]
         self.gate_up, self.gated = torch.zeros(size, 2 * ffn_width), torch.zeros(size, ffn_width)
-        self.gate, up = self.gate_up.chunk(2, dim=-1)
-        self.gate_array, self.up_array, self.gated_array = self.gate.numpy(), up.numpy(), self.gated.numpy()
+        gate, up = self.gate_up.chunk(2, dim=-1)
+        self.gates = whole_rows(gate)
+        self.gate_array, self.up_array, self.gated_array = gate.numpy(), up.numpy(), self.gated.numpy()
 
     def _add_heads(self, heads: Heads) -> None:
         """What comes of the projection: split into heads, turned, and put with the keys and values."""
