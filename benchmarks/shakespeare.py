@@ -272,6 +272,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="as in jielong run"
     )
     options = parser.parse_args(arguments)
+    if options.steps == options.fewer_steps:
+        parser.error("--steps and --fewer-steps must differ")
     if options.out.exists():
         parser.error(f"{options.out} is there already; a run that finds finished stages is no measurement")
     options.out = options.out.absolute()

@@ -19,6 +19,7 @@ from jielong.generate.simple import generate
 from jielong.model.config import ModelConfig
 from jielong.model.transformer import Transformer
 from jielong.tokenizer.tokenizer import Tokenizer
+from jielong.train.lora import LoraConfig, attach
 
 from ..model.conftest import FAMILIES, SIZES, randomise
 
@@ -151,3 +152,10 @@ def test_no_row_is_cut_among_threads(activation: str, width: int, num_threads: i
     for num_rows in (5, 48, 49, 53, 128, 191):
         assert torch.equal(ffn(row.repeat(1, num_rows, 1)), expected.expand(1, num_rows, -1)), num_rows
         assert torch.equal(ffn(row.repeat(num_rows, 1, 1)), expected.expand(num_rows, 1, -1)), num_rows
+
+
+def test_a_model_with_an_adapter_in_place_is_refused() -> None:
+    model = build(DECODERS[0])
+    attach(model, LoraConfig(2, 4.0, ("q",)), torch.Generator().manual_seed(1))
+    with pytest.raises(UsageError, match="AdaptedLinear; merge"):
+        pack(model, "float32")

@@ -45,7 +45,7 @@ def pack(model: Transformer, weights: str) -> Transformer:
     """A copy of `model` for decoding on a CPU, its weights of one of `WEIGHTS`; "auto" tries which is fastest.
 
     Everything but matrix products and what is between them stays in float32. Raises UsageError for another kind,
-    and for a model elsewhere than on a CPU; ModelError for one that gives no tokens.
+    for a model elsewhere than on a CPU or with an adapter in place; ModelError for one that gives no tokens.
     """
     if weights not in WEIGHTS:
         raise UsageError(f"weights is {weights!r}; legal are {', '.join(WEIGHTS)}")
@@ -53,6 +53,10 @@ def pack(model: Transformer, weights: str) -> Transformer:
         raise UsageError(f"packed weights are for a CPU; the model is on {model.embed.weight.device}")
     if model.config.head != "lm":
         raise ModelError(f"this model has a {model.config.head!r} head and gives no tokens; only 'lm' is decoded")
+    others = {type(part).__name__ for part in model.modules() if isinstance(part, nn.Linear)} - {"Linear"}
+    if others:  # what they add to the product would be lost
+        found = ", ".join(sorted(others))
+        raise UsageError(f"packed weights are for plain linear layers; this model has {found}; merge them")
     kind = choose_kind(model) if weights == "auto" else weights
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     packed = copy.deepcopy(model, shared)
