@@ -7,7 +7,6 @@ do.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from functools import partial
 
@@ -15,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from jielong.generate.packed import PackedHead
+from jielong.generate.packed import PackedHead, copy_sharing
 from jielong.model.moe import Experts
 from jielong.model.transformer import Transformer
 
@@ -25,8 +24,7 @@ def cast_copy(model: Transformer, dtype: torch.dtype) -> Transformer:
 
     Embeddings, norms and experts are the model's own tensors; what the matrices learn later the copy does not see.
     """
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    cast = copy.deepcopy(model, shared)
+    cast = copy_sharing(model)
     for linear in _linear_layers(cast):
         linear.weight = nn.Parameter(linear.weight.detach().to(dtype), requires_grad=False)
     bias = None if cast.logit_bias is None else cast.logit_bias.detach().to(dtype)

@@ -58,8 +58,7 @@ def pack(model: Transformer, weights: str) -> Transformer:
         found = ", ".join(sorted(others))
         raise UsageError(f"packed weights are for plain linear layers; this model has {found}; merge them")
     kind = choose_kind(model) if weights == "auto" else weights
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    packed = copy.deepcopy(model, shared)
+    packed = copy_sharing(model)
     packed.compute_dtype = compute_dtype(kind)
     packed.choose_kernels = partial(_choose_kernels, packed.choose_kernels)
     packed._read = PackedHead(build_product(packed.unembed_weight, packed.logit_bias, kind))
@@ -67,6 +66,12 @@ def pack(model: Transformer, weights: str) -> Transformer:
         del packed.unembedding
     _replace(packed, kind)
     return packed.eval()
+
+
+def copy_sharing(model: Transformer) -> Transformer:
+    """A copy whose parts may be replaced; until then its tensors are the model's own."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
 
 
 def choose_kind(model: Transformer) -> str:
