@@ -13,8 +13,17 @@ from typing import Any
 import pytest
 import torch
 
-from jielong.bench import contender, decoding, measure, nanogpt, training
-from jielong.bench.contender import FOLLOWERS, NUM_BATCHES, WARM_STEPS, Job, load_nanogpt, nanogpt_step, our_step
+from jielong.bench import contender, decoding, measure, nanochat, nanogpt, training
+from jielong.bench.contender import (
+    FOLLOWERS,
+    NUM_BATCHES,
+    WARM_STEPS,
+    Job,
+    load_nanogpt,
+    nanogpt_step,
+    our_model,
+    our_step,
+)
 from jielong.bench.measure import Choice, attention_section, memory_section, products_section
 from jielong.bench.table import Section, markdown_table
 from jielong.cli import main
@@ -101,6 +110,57 @@ class GPT(nn.Module):
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
 """
 
+# What we need of nanochat's package: its settings, the order in which a model is built, and what a step calls.
+THEIR_CHAT = """
+import os
+from dataclasses import dataclass
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16}[os.environ["NANOCHAT_DTYPE"]]
+
+
+@dataclass
+class GPTConfig:
+    sequence_len: int
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_kv_head: int
+    n_embd: int
+    window_pattern: str
+
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        print("a model is built")
+        assert config.window_pattern == "L" and config.n_kv_head == config.n_head
+        self.embed = nn.Embedding(config.vocab_size, config.n_embd)
+        assert self.embed.weight.is_meta, "its weights are drawn afterwards"
+
+    def init_weights(self):
+        nn.init.normal_(self.embed.weight, std=0.1)
+
+    def setup_optimizer(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.1)
+
+    def forward(self, tokens, targets):
+        weight = self.embed.weight.to(DTYPE)
+        logits = F.embedding(tokens, weight) @ weight.t()
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
+"""
+
+
+@pytest.fixture
+def chat_folder(tmp_path: Path) -> Path:
+    package = tmp_path / "chat" / "nanochat"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "gpt.py").write_text(textwrap.dedent(THEIR_CHAT))
+    return package.parent
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -146,10 +206,32 @@ def test_nanogpt_section_in_miniature(folder: Path, monkeypatch: pytest.MonkeyPa
     assert ours["tokens_per_second"] > 0 and f"{ours['tokens_per_second']:,.0f}" in section.markdown()
 
 
+@pytest.mark.slow
+def test_nanochat_section_in_miniature(chat_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nanochat as it comes and in our dtype, ours Llama-shaped with Muon; every side learns."""
+    sizes = {name: value for name, value in SMALL.items() if name != "dtype"}
+    monkeypatch.setattr(nanochat, "Job", functools.partial(Job, **sizes | {"width": 48}))  # 128 wide within: 8/3 of it
+    runtime = Runtime(torch.device("cpu"), torch.bfloat16)
+    section = nanochat.nanochat_section(chat_folder, runtime, 1, 0.0, shapes=((2, 31),), compiled=False)
+    assert [figure["contender"] for figure in section.figures] == ["jielong", "nanochat, float32", "nanochat, bfloat16"]
+    assert section.figures[0]["ours_over_it"] == 1.0 and "Llama-shaped, in bfloat16" in section.note
+    as_it_comes, in_ours = (figure["losses_nats"] for figure in section.figures[1:])
+    assert as_it_comes != in_ours and as_it_comes == pytest.approx(in_ours, rel=0.05), "the dtype is passed on"
+
+
+def test_beside_nanochat_ours_has_as_many_weights_in_its_matrices() -> None:
+    """Per layer 4 products of width x width and a feed-forward of 8 widths; Muon has them, AdamW the rest."""
+    job = Job("jielong", 2, 31, 1, layers=2, heads=2, width=48, context_tokens=8, dtype="float32", llama=True)
+    layers = our_model(job, CPU).layers
+    assert sum(p.numel() for p in layers.parameters() if p.dim() == 2) == 2 * 12 * 48 * 48
+    losses = [our_step(job, CPU)(index) for index in range(2)]
+    assert all(math.isfinite(loss) for loss in losses)
+
+
 @pytest.mark.parametrize("last", [3.03, math.nan])
 def test_losses_that_differ_do_not_hold(folder: Path, monkeypatch: pytest.MonkeyPatch, last: float) -> None:
     rates, losses = {"jielong": [2.0], "nanoGPT": [1.0]}, {"jielong": [4.0, 3.0], "nanoGPT": [4.0, last]}
-    monkeypatch.setattr(nanogpt, "_turns", lambda *given: (rates, losses))
+    monkeypatch.setattr(nanogpt, "turns", lambda *given: (rates, losses))
     monkeypatch.setattr(nanogpt, "probe_flops", lambda runtime, clock: 1e9)
     section = nanogpt.nanogpt_section(folder, CPU, 1, 0.0, shapes=[(2, 31)], rivals=["nanoGPT"])
     assert not section.holds and "DO NOT AGREE" in section.note
@@ -199,6 +281,8 @@ def test_the_verb_prints_tables_or_json(monkeypatch: pytest.MonkeyPatch, capsys:
     held = {"products": True, "decoding": False}
 
     def fake(name: str, runtime: Runtime, choice: Choice) -> Section:
+        if name == "nanochat":
+            return nanochat.nanochat_section(choice.folders["nanochat"] or Path(), runtime, 1, 0.0)
         return Section(name.title(), ("a", "b"), [["1", "22"]], [{"a": 1}], f"of {choice.presets}", held[name])
 
     monkeypatch.setattr(measure, "measure", fake)
@@ -219,13 +303,15 @@ def test_the_verb_prints_tables_or_json(monkeypatch: pytest.MonkeyPatch, capsys:
     assert code == 2 and "did you mean training?" in err
     code, _, err = call("nanogpt")
     assert code == 2 and "--nanogpt must name" in err
+    code, _, err = call("nanochat", "--nanochat", "nowhere")
+    assert code == 2 and "nowhere: it has no nanochat/gpt.py" in err
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_nanogpt_is_compiled_when_asked_for(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(measure, "nanogpt_section", lambda *given, rivals: asked.extend(rivals))
-    measure.measure("nanogpt", CPU, Choice([], Path("x"), 1, 0.0, compiled))
+    measure.measure("nanogpt", CPU, Choice([], {"nanogpt": Path("x")}, 1, 0.0, compiled))
     assert asked == [name for name in nanogpt.RIVALS if compiled or "compile" not in name]
 
 

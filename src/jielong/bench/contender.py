@@ -5,12 +5,14 @@ then, for each line on stdin, it takes one more step and writes {"tokens", "cpu_
 {"peak_memory_bytes", "before_bytes"} and leaves. So both sides have the environment of their own that an allocator
 wants, and yet take turns.
 
-nanoGPT is your own copy of its repository: its model.py is imported from there, and nothing of it is shipped.
+nanoGPT and nanochat are your own copies of their repositories: their models are imported from there, and nothing of
+them is shipped.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import json
@@ -44,8 +46,9 @@ FOLLOWERS = 4  # how many tokens may follow each in the made-up language of the 
 class Job:
     """What one contender does. The defaults are nanoGPT's "baby GPT", without dropout and biases.
 
-    side: "jielong" or "nanogpt". folder: a copy of nanoGPT's repository, from whose model both take their first
-    weights; "" for fresh ones of ours. fused: nanoGPT's optimizer is torch's fused AdamW, which it takes on a GPU only.
+    side: of SIDES. folder: a copy of nanoGPT's repository, from whose model both take their first weights, or of
+    nanochat's; "" for fresh weights of ours. fused: nanoGPT's optimizer is torch's fused AdamW, which it takes on a GPU
+    only. llama: ours is Llama-shaped and Muon trains its matrices, as nanochat has it; as many weights in the matrices.
     """
 
     side: str
@@ -56,13 +59,16 @@ class Job:
     dtype: str = "bfloat16"
     compiled: bool = False
     fused: bool = False
+    llama: bool = False
     layers: int = 6
     heads: int = 6
     width: int = 384
     context_tokens: int = 256
 
     def config(self) -> ModelConfig:
-        """The model in our words: GPT-2 with an exact GELU, no biases in the matrices."""
+        """The model in our words: GPT-2 with an exact GELU, no biases in the matrices; or Llama."""
+        gpt2 = {"positions": "learned", "norm": "layer", "activation": "gelu", "init_std": 0.02}
+        shape: dict[str, Any] = {"tie_embeddings": False} if self.llama else gpt2
         return ModelConfig(
             vocab_size=self.vocab_size,
             max_length=self.context_tokens,
@@ -71,11 +77,8 @@ class Job:
             num_heads=self.heads,
             num_kv_heads=self.heads,
             head_size=self.width // self.heads,
-            ffn_width=4 * self.width,
-            positions="learned",
-            norm="layer",
-            activation="gelu",
-            init_std=0.02,
+            ffn_width=8 * self.width // 3 if self.llama else 4 * self.width,
+            **shape,
         )
 
     def tokens(self, index: int) -> Tensor:
@@ -86,6 +89,11 @@ class Job:
         for place in range(1, self.context_tokens):
             tokens[:, place] = (5 * tokens[:, place - 1] + 1 + steps[:, place]) % self.vocab_size
         return tokens
+
+    def pairs(self, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+        """Inputs and targets of every batch, both (B, T). A row's last token has no successor here: -1 is skipped."""
+        batches = [self.tokens(index).to(device) for index in range(NUM_BATCHES)]
+        return [(tokens, torch.nn.functional.pad(tokens[:, 1:], (0, 1), value=-1)) for tokens in batches]
 
 
 def load_nanogpt(folder: Path) -> Any:
@@ -142,8 +150,9 @@ def our_model(job: Job, runtime: Runtime) -> Transformer:
 def our_step(job: Job, runtime: Runtime) -> Callable[[int], float]:
     """index of a batch -> the loss of a step on it."""
     model = our_model(job, runtime)
+    rates = {"matrix_learning_rate": 0.02} if job.llama else {}
     optimizer = build_optimizer(
-        model, OptimizerConfig(LEARNING_RATE, weight_decay=WEIGHT_DECAY, beta1=BETAS[0], beta2=BETAS[1])
+        model, OptimizerConfig(LEARNING_RATE, weight_decay=WEIGHT_DECAY, beta1=BETAS[0], beta2=BETAS[1], **rates)
     )
     mask = torch.ones(job.rows, job.context_tokens, dtype=torch.bool)
     mask[:, 0] = False
@@ -159,15 +168,12 @@ def our_step(job: Job, runtime: Runtime) -> Callable[[int], float]:
 
 def nanogpt_step(job: Job, runtime: Runtime) -> Callable[[int], float]:
     """The same with nanoGPT's model and optimizer, as its train.py has the step; autocast too, which that leaves out on
-    a CPU. The last token of a row has no successor here: -1, which its loss skips.
+    a CPU.
     """
     model: Any = nanogpt_model(job).to(runtime.device).train()
     optimizer = model.configure_optimizers(WEIGHT_DECAY, LEARNING_RATE, BETAS, "cuda" if job.fused else "cpu")
     run = torch.compile(model) if job.compiled else model
-    pairs = []
-    for index in range(NUM_BATCHES):
-        tokens = job.tokens(index).to(runtime.device)
-        pairs.append((tokens, torch.nn.functional.pad(tokens[:, 1:], (0, 1), value=-1)))
+    pairs = job.pairs(runtime.device)
 
     def step(index: int) -> float:
         inputs, targets = pairs[index % NUM_BATCHES]
@@ -185,13 +191,58 @@ def nanogpt_step(job: Job, runtime: Runtime) -> Callable[[int], float]:
     return step
 
 
+def require_nanochat(folder: Path) -> None:
+    """Raises UsageError when the folder is no copy of nanochat."""
+    if not (folder / "nanochat" / "gpt.py").is_file():
+        raise UsageError(
+            f"--nanochat {folder}: it has no nanochat/gpt.py; it must name a copy of nanochat's repository"
+        )
+
+
+def load_nanochat(folder: Path) -> Any:
+    """The module nanochat.gpt of a copy of nanochat. NANOCHAT_DTYPE names its dtype: see started."""
+    require_nanochat(folder)
+    sys.path.insert(0, str(folder))
+    return importlib.import_module("nanochat.gpt")
+
+
+def nanochat_step(job: Job, runtime: Runtime) -> Callable[[int], float]:
+    """The same with nanochat's model and optimizer, as its base_train.py has the step: torch.compile, no clipping."""
+    module = load_nanochat(Path(job.folder))
+    config = module.GPTConfig(
+        sequence_len=job.context_tokens,
+        vocab_size=job.vocab_size,
+        n_layer=job.layers,
+        n_head=job.heads,
+        n_kv_head=job.heads,
+        n_embd=job.width,
+        window_pattern="L",
+    )
+    with torch.device("meta"):  # as its own script builds it; the weights come after
+        model: Any = module.GPT(config)
+    model.to_empty(device=runtime.device)
+    model.init_weights()
+    optimizer = model.setup_optimizer()
+    run = torch.compile(model, dynamic=False) if job.compiled else model
+    pairs = job.pairs(runtime.device)
+
+    def step(index: int) -> float:
+        loss = run(*pairs[index % NUM_BATCHES])
+        loss.backward()
+        optimizer.step()
+        model.zero_grad(set_to_none=True)
+        return float(loss.item())
+
+    return step
+
+
 def _load_libraries(runtime: Runtime) -> None:
     """Two steps of a tiny model: torch loads what it multiplies and optimizes with when it first does."""
     step = our_step(Job("jielong", 4, 256, 1, layers=1, heads=2, width=128, context_tokens=64), runtime)
     step(0), step(1)
 
 
-SIDES = {"jielong": our_step, "nanogpt": nanogpt_step}
+SIDES = {"jielong": our_step, "nanogpt": nanogpt_step, "nanochat": nanochat_step}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -201,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     runtime = detect("auto", job.dtype, job.threads)
     _load_libraries(runtime)
     before = resident_bytes()
-    with contextlib.redirect_stdout(io.StringIO()):  # nanoGPT prints
+    with contextlib.redirect_stdout(io.StringIO()):  # nanoGPT and nanochat print
         step = SIDES[job.side](job, runtime)
         losses = [step(index) for index in range(WARM_STEPS)]
     print(json.dumps({"losses": losses}), flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from jielong.bench.contender import Job
 from jielong.bench.decoding import decoding_section
+from jielong.bench.nanochat import nanochat_section
 from jielong.bench.nanogpt import RIVALS, nanogpt_section, started
 from jielong.bench.table import Section
 from jielong.bench.timing import clock_for
@@ -38,17 +40,17 @@ MEMORY_SIZES = (
 
 @dataclass(frozen=True)
 class Choice:
-    """What the command line says of all measurements."""
+    """What the command line says of all measurements. folders: of nanogpt and nanochat, where it names them."""
 
     presets: list[str]
-    nanogpt: Path | None
+    folders: Mapping[str, Path | None]
     blocks: int
     block_seconds: float
     compiled: bool = False  # nanoGPT with torch.compile as well
 
 
 def measure(name: str, runtime: Runtime, choice: Choice) -> Section:
-    """The section of this name. Raises UsageError where the device or the folder of nanoGPT does not fit it."""
+    """The section of this name. Raises UsageError where the device or the folder does not fit it."""
     if name == "products":
         return products_section(runtime)
     if name == "training":
@@ -59,9 +61,12 @@ def measure(name: str, runtime: Runtime, choice: Choice) -> Section:
         return attention_section(runtime, choice.blocks)
     if name == "memory":
         return memory_section(runtime)
-    assert name == "nanogpt" and choice.nanogpt is not None
+    folder = choice.folders[name]
+    assert folder is not None
+    if name == "nanochat":
+        return nanochat_section(folder, runtime, choice.blocks, choice.block_seconds)
     rivals = [name for name in RIVALS if choice.compiled or not RIVALS[name][0].get("compiled")]
-    return nanogpt_section(choice.nanogpt, runtime, choice.blocks, choice.block_seconds, rivals=rivals)
+    return nanogpt_section(folder, runtime, choice.blocks, choice.block_seconds, rivals=rivals)
 
 
 def products_section(runtime: Runtime) -> Section:

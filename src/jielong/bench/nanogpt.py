@@ -70,7 +70,7 @@ class Contender:
 @contextmanager
 def started(job: Job, tuned: bool, name: str) -> Iterator[Contender]:
     """A contender in a process of its own. tuned: with the launcher's settings of the allocator."""
-    variables = {**child_variables(tuned), "OMP_NUM_THREADS": str(job.threads)}
+    variables = {**child_variables(tuned), "OMP_NUM_THREADS": str(job.threads), "NANOCHAT_DTYPE": job.dtype}
     command = [sys.executable, "-m", "jielong.bench.contender", json.dumps(asdict(job))]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=variables) as process:
@@ -102,7 +102,7 @@ def nanogpt_section(
         jobs = {OURS: (job, True)} | {
             name: (replace(job, side="nanogpt", **RIVALS[name][0]), RIVALS[name][1]) for name in rivals
         }
-        rates, losses = _turns(jobs, threads, blocks, block_seconds)
+        rates, losses = turns(jobs, threads, blocks, block_seconds)
         pairs = [pair for told in losses.values() for pair in zip(losses[OURS], told, strict=True)]
         holds = holds and all(abs(mine - other) <= AGREE_NATS for mine, other in pairs)  # NaN does not
         for name, found in rates.items():
@@ -119,7 +119,7 @@ def nanogpt_section(
     return Section("Beside nanoGPT", header, rows, figures, _note(job, peak, blocks, threads, holds), holds)
 
 
-def _turns(
+def turns(
     jobs: dict[str, tuple[Job, bool]], threads: int, blocks: int, block_seconds: float
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """(tokens a second by contender and block, losses of the first steps by contender)."""

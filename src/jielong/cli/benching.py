@@ -13,7 +13,7 @@ from rich.console import Console
 from jielong.errors import UsageError, nearest
 from jielong.launch import relaunch_with_allocator
 
-NAMES = ("products", "training", "decoding", "attention", "memory", "nanogpt")
+NAMES = ("products", "training", "decoding", "attention", "memory", "nanogpt", "nanochat")
 USUAL = NAMES[:3]  # what runs when none is named; a minute or two
 EXAMPLES = (
     "Examples:  jielong bench  ·  jielong bench training --presets jie-s jie-m --threads 2  ·  "
@@ -28,6 +28,9 @@ def bench(
     nanogpt: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Your copy of nanoGPT's repository: compares with it, too.")
     ] = None,
+    nanochat: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Your copy of nanochat's repository: compares with it, too.")
+    ] = None,
     compiled: Annotated[
         bool, typer.Option("--compiled", help="nanogpt: with torch.compile as well, which takes minutes first.")
     ] = False,
@@ -40,19 +43,20 @@ def bench(
     block_seconds: Annotated[float, typer.Option(min=0.0, help="Least length of a turn.")] = 2.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON on stdout.")] = False,
 ) -> None:
-    """Measure this machine: matrix products, training, decoding; beside transformers and nanoGPT where they are there.
+    """Measure this machine: matrix products, training, decoding; beside transformers, nanoGPT, nanochat if there.
 
     A Markdown table for each NAME. Run it on a machine that does nothing else. More is in benchmarks/ of the
     repository; docs/speed.md says what came out and what follows. Exit code 1 when contenders that must agree did not.
     """
-    chosen = _chosen(names, nanogpt)
+    folders = {"nanogpt": nanogpt, "nanochat": nanochat}
+    chosen = _chosen(names, folders)
     relaunch_with_allocator()  # before torch is imported, which the lines below do
     from jielong.bench.measure import Choice, measure
     from jielong.bench.table import machine
     from jielong.runtime import detect, environment
 
     runtime = detect(dtype=dtype, threads=threads)
-    choice = Choice(presets.split(","), nanogpt, blocks, block_seconds, compiled)
+    choice = Choice(presets.split(","), folders, blocks, block_seconds, compiled)
     told, holds, say = {}, True, Console(stderr=True, highlight=False)
     for name in chosen:
         say.print(f"{name} …", style="dim")
@@ -67,14 +71,15 @@ def bench(
         sys.exit(1)
 
 
-def _chosen(names: list[str] | None, nanogpt: Path | None) -> list[str]:
-    """What to measure, in the usual order. Raises UsageError for a name that there is not, or nanogpt without DIR."""
+def _chosen(names: list[str] | None, folders: dict[str, Path | None]) -> list[str]:
+    """What to measure, in the usual order. UsageError: a name that there is not, a peer without its DIR."""
     for name in names or ():
         if name not in NAMES:
             hint = nearest(name, NAMES)
             meant = f"; did you mean {hint}?" if hint else ""
             raise UsageError(f"bench {name}: no such measurement; legal are {', '.join(NAMES)}{meant}")
-    wanted = set(names or USUAL) | ({"nanogpt"} if nanogpt is not None else set())
-    if "nanogpt" in wanted and nanogpt is None:
-        raise UsageError("bench nanogpt: --nanogpt must name your copy of nanoGPT's repository")
+    wanted = set(names or USUAL) | {name for name, folder in folders.items() if folder is not None}
+    for name, folder in folders.items():
+        if name in wanted and folder is None:
+            raise UsageError(f"bench {name}: --{name} must name your copy of its repository")
     return [name for name in NAMES if name in wanted]
