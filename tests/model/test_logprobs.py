@@ -159,6 +159,21 @@ def test_mask_of_unscorable_tokens_is_refused(row: int) -> None:
             check_mask(bad, SEGMENTS)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_states_that_tell_are_those_before_the_scored_tokens(share: float, dtype: torch.dtype) -> None:
+    """To the bit what indexing says, and its gradient: the twin of the faster gathering."""
+    generator = torch.Generator().manual_seed(7)
+    hidden = torch.randn(3, 9, 4, generator=generator).to(dtype).requires_grad_()
+    mask = torch.rand(3, 9, generator=generator) < share
+    mask[:, 0] = False
+    slow, fast = hidden[:, :-1][mask[:, 1:]], module._tellers(hidden, mask)
+    assert torch.equal(slow, fast)
+    upstream = torch.randn(slow.shape, generator=generator).to(dtype)
+    for given, expected in zip(*(torch.autograd.grad(one, hidden, upstream) for one in (fast, slow)), strict=True):
+        assert given.dtype == dtype and torch.equal(given, expected)
+
+
 def test_masked_mean() -> None:
     values = torch.tensor([[1.0, 2.0, 30.0]])
     assert masked_mean(values, torch.tensor([[True, True, False]])).item() == 1.5

@@ -77,7 +77,7 @@ def hidden_logprobs(
     The model's head is "lm"; its logit_scale and logit_bias count. check_mask is the caller's.
     """
     told = mask[:, 1:]
-    tellers = hidden[:, :-1][told]  # (M, D)
+    tellers = _tellers(hidden, mask)
     divisor = temperature / model.config.logit_scale
     if divisor != 1.0:
         tellers = tellers / divisor
@@ -106,7 +106,7 @@ def summed_nats(
     Source: Szegedy et al. 2016, arXiv:1512.00567, section 7 (smoothing; tensor2tensor spreads over the other tokens
     alone); Chowdhery et al. 2022, arXiv:2204.02311, section 5 (z-loss, 1e-4).
     """
-    tellers = hidden[:, :-1][mask[:, 1:]]  # (M, D)
+    tellers = _tellers(hidden, mask)
     if model.logit_scale != 1.0:
         tellers = tellers * model.logit_scale
     autocast = torch.is_autocast_enabled(hidden.device.type)
@@ -115,6 +115,35 @@ def summed_nats(
     targets = tokens[:, 1:][mask[:, 1:]]
     loss, nats = _SummedNats.apply(tellers.to(dtype), weight, bias, targets, smoothing, z_weight)
     return loss, nats
+
+
+def _tellers(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The states that tell of the scored tokens: hidden (B, T, D), mask (B, T) bool -> (M, D)."""
+    places = F.pad(mask[:, 1:], (0, 1)).flatten().nonzero().squeeze(1)
+    tellers: Tensor = _Gathered.apply(hidden, places)
+    return tellers
+
+
+class _Gathered(torch.autograd.Function):
+    """Rows of (B, T, D) at places (M,) of (B T,), each at most once. -> (M, D).
+
+    hidden[:, :-1][mask] says the same. Its gradient, which must allow for a place named twice and is then copied into
+    zeros, takes 15 ms of a step of 64 rows on two threads, this one 3.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.shape = hidden.shape
+        return hidden.flatten(0, 1).index_select(0, places)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (places,) = ctx.saved_tensors
+        d_hidden = gradient.new_zeros(ctx.shape)
+        d_hidden.view(-1, ctx.shape[-1]).index_copy_(0, places, gradient)
+        return d_hidden, None
 
 
 def _where_learning(tensor: TensorT) -> TensorT:
