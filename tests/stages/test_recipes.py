@@ -91,7 +91,10 @@ def test_novels_chat_is_the_whole_chain_on_real_text() -> None:
     assert "world" not in recipe.all_sources() and "novels" in recipe.all_sources()
 
 
-@pytest.mark.parametrize(("name", "least", "most"), [("gpt2-124m", 100e6, 160e6), ("chat-1b", 0.8e9, 1.5e9)])
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [("shakespeare-10m", 10.6e6, 10.8e6), ("gpt2-124m", 100e6, 160e6), ("chat-1b", 0.8e9, 1.5e9)],
+)
 def test_large_recipes_are_as_large_as_they_say(name: str, least: float, most: float) -> None:
     plan = plan_recipe(parse_recipe(RECIPES / f"{name}.toml"), detect("cpu", "float32"), 1e14)
     assert least < plan["model"]["parameters"] < most

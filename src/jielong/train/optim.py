@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from jielong.errors import UsageError
+from jielong.train.stacked_muon import StackedMuon
 
 _IN_LAYER = re.compile(r"(^|\.)(layers|encoder)\.\d+\.")  # of either stack
 
@@ -122,7 +123,7 @@ def build_optimizer(
     model: nn.Module,
     config: OptimizerConfig,
     apart: Collection[nn.Parameter] = (),
-    muon: type[torch.optim.Muon] = torch.optim.Muon,
+    muon: type[torch.optim.Muon] = StackedMuon,
 ) -> torch.optim.Optimizer:
     """Fused AdamW over the trainable parameters of `model`, with Muon for its layers' matrices where config says so.
 
