@@ -213,15 +213,16 @@ def test_nanochat_section_in_miniature(chat_folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(nanochat, "Job", functools.partial(Job, **sizes | {"width": 48}))  # 128 wide within: 8/3 of it
     runtime = Runtime(torch.device("cpu"), torch.bfloat16)
     section = nanochat.nanochat_section(chat_folder, runtime, 1, 0.0, shapes=((2, 31),), compiled=False)
-    assert [figure["contender"] for figure in section.figures] == ["jielong", "nanochat, float32", "nanochat, bfloat16"]
+    names = ["jielong", "jielong, AdamW", "nanochat, float32", "nanochat, bfloat16"]
+    assert [figure["contender"] for figure in section.figures] == names
     assert section.figures[0]["ours_over_it"] == 1.0 and "Llama-shaped, in bfloat16" in section.note
-    as_it_comes, in_ours = (figure["losses_nats"] for figure in section.figures[1:])
+    as_it_comes, in_ours = (figure["losses_nats"] for figure in section.figures[2:])
     assert as_it_comes != in_ours and as_it_comes == pytest.approx(in_ours, rel=0.05), "the dtype is passed on"
 
 
 def test_beside_nanochat_ours_has_as_many_weights_in_its_matrices() -> None:
     """Per layer 4 products of width x width and a feed-forward of 8 widths; Muon has them, AdamW the rest."""
-    job = Job("jielong", 2, 31, 1, layers=2, heads=2, width=48, context_tokens=8, dtype="float32", llama=True)
+    job = Job("jielong", 2, 31, 1, "", "float32", llama=True, muon=True, layers=2, heads=2, width=48, context_tokens=8)
     layers = our_model(job, CPU).layers
     assert sum(p.numel() for p in layers.parameters() if p.dim() == 2) == 2 * 12 * 48 * 48
     losses = [our_step(job, CPU)(index) for index in range(2)]

@@ -48,7 +48,7 @@ class Job:
 
     side: of SIDES. folder: a copy of nanoGPT's repository, from whose model both take their first weights, or of
     nanochat's; "" for fresh weights of ours. fused: nanoGPT's optimizer is torch's fused AdamW, which it takes on a GPU
-    only. llama: ours is Llama-shaped and Muon trains its matrices, as nanochat has it; as many weights in the matrices.
+    only. llama: ours is Llama-shaped, with as many weights in its matrices. muon: Muon trains them, as nanochat has it.
     """
 
     side: str
@@ -60,6 +60,7 @@ class Job:
     compiled: bool = False
     fused: bool = False
     llama: bool = False
+    muon: bool = False
     layers: int = 6
     heads: int = 6
     width: int = 384
@@ -150,7 +151,7 @@ def our_model(job: Job, runtime: Runtime) -> Transformer:
 def our_step(job: Job, runtime: Runtime) -> Callable[[int], float]:
     """index of a batch -> the loss of a step on it."""
     model = our_model(job, runtime)
-    rates = {"matrix_learning_rate": 0.02} if job.llama else {}
+    rates = {"matrix_learning_rate": 0.02} if job.muon else {}
     optimizer = build_optimizer(
         model, OptimizerConfig(LEARNING_RATE, weight_decay=WEIGHT_DECAY, beta1=BETAS[0], beta2=BETAS[1], **rates)
     )

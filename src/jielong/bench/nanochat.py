@@ -16,6 +16,7 @@ from jielong.runtime import Runtime
 
 SHAPES = ((12, 65), (12, 4096))  # rows, vocabulary
 AS_IT_COMES = "float32"  # what nanochat computes in where it finds no GPU
+WITH_ADAMW = "jielong, AdamW"
 
 
 def nanochat_section(
@@ -36,9 +37,9 @@ def nanochat_section(
     threads, dtype = torch.get_num_threads(), str(runtime.dtype).removeprefix("torch.")
     rows, figures = [], []
     for num_rows, vocab_size in shapes:
-        ours = Job(OURS, num_rows, vocab_size, threads, dtype=dtype, llama=True)
+        ours = Job(OURS, num_rows, vocab_size, threads, dtype=dtype, llama=True, muon=True)
         theirs = replace(ours, side="nanochat", folder=str(folder.resolve()), compiled=compiled)
-        jobs = {OURS: (ours, True)} | {
+        jobs = {OURS: (ours, True), WITH_ADAMW: (replace(ours, muon=False), True)} | {
             f"nanochat, {name}": (replace(theirs, dtype=name), False) for name in dict.fromkeys((AS_IT_COMES, dtype))
         }
         rates, losses = turns(jobs, threads, blocks, block_seconds)
@@ -55,7 +56,7 @@ def nanochat_section(
     clock = "processor time" if threads == 1 else "wall time"
     note = (
         f"{ours.layers} layers, {ours.heads} heads, {ours.width} wide, rows of {ours.context_tokens}; Muon trains the "
-        f"matrices on both sides. Ours is Llama-shaped, in {dtype}. Medians of {blocks} interleaved blocks, {clock}, "
-        f"{threads} threads."
+        f"matrices where nothing else is said. Ours is Llama-shaped, in {dtype}. Medians of {blocks} interleaved "
+        f"blocks, {clock}, {threads} threads."
     )
     return Section("Beside nanochat", header, rows, figures, note)
