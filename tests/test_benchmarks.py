@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from jielong.data.encoding import Plan, encode_corpus
 from jielong.data.shards import read_index, verify
@@ -257,7 +258,7 @@ def test_contenders_take_turns(script: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 SCRIPTS = ["seeds", "shakespeare", "training_speed", "decode_speed", "load_speed", "labels_curve", "gpt1_ablation"]
-SCRIPTS += ["engine_speed", "serve_load", "beam_speed", "loader_speed", "gradient_overlap"]
+SCRIPTS += ["engine_speed", "serve_load", "beam_speed", "loader_speed", "gradient_overlap", "muon_speed"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -305,6 +306,20 @@ def test_gradient_overlap_in_miniature(
     table = capfd.readouterr().out.splitlines()
     assert [line.split("|")[2].strip() for line in table[2:5]] == [overlap.ALONE, overlap.AFTER, overlap.DURING]
     assert table[3].split("|")[-2].strip() == "1.00" and "2 processes" in table[6]
+
+
+def test_muon_speed_in_miniature(
+    script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speed = script("muon_speed")
+    monkeypatch.setattr(speed, "relaunch_with_allocator", lambda: None)
+    threads = torch.get_num_threads()
+    assert speed.main(["--presets", "jie-xs", "--steps", "2", "--threads", str(threads)]) == 0
+    table = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert [row[3] for row in table[2:4]] == ["torch.optim.Muon", "together"] and table[2][6] == "1.00"
+    assert table[2][7] == table[3][7] and int(table[3][2]) > 4
+    monkeypatch.setattr(speed.StackedMuon, "step", lambda self: None)
+    assert {row[-1] for row in speed.measure("jie-xs", 1)} == {"no"}, "what differs is told"
 
 
 def test_all_engines_decode_the_same_tokens(script: Any) -> None:
