@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from jielong.train.sharding import own_part, placed_like
+from jielong.train.stacked_muon import orthogonal
 
 
 class ShardedMuon(torch.optim.Muon):
@@ -39,17 +40,5 @@ class ShardedMuon(torch.optim.Muon):
         whole = direction.full_tensor() if isinstance(direction, DTensor) else direction
         own_part(parameter).mul_(1 - group["lr"] * group["weight_decay"])
         rate = group["lr"] * math.sqrt(max(1, parameter.shape[0] / parameter.shape[1]))
-        own_part(parameter).add_(own_part(placed_like(parameter, _orthogonal(whole))), alpha=-rate)
-
-
-def _orthogonal(direction: Tensor) -> Tensor:
-    """A matrix made orthogonal by torch.optim.Muon: what a step at a rate of 1 and without momentum takes from zeros.
-
-    It is given no more rows than columns, for which Muon multiplies the rate by nothing.
-    """
-    if direction.shape[0] > direction.shape[1]:
-        return _orthogonal(direction.T).T
-    matrix = torch.zeros_like(direction)
-    matrix.grad = direction
-    torch.optim.Muon([matrix], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False).step()
-    return -matrix
+        (moved,) = orthogonal([whole], group["ns_coefficients"], group["ns_steps"], group["eps"])
+        own_part(parameter).add_(own_part(placed_like(parameter, moved.to(parameter.dtype))), alpha=-rate)
